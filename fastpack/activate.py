@@ -1,0 +1,50 @@
+"""The scripts an archive carries: activation, and conda-unpack put together from its parts."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from fastpack._version import VERSION
+
+_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scripts")
+_PACKAGE = os.path.dirname(_FOLDER)
+
+#: Member name -> (file in scripts/, mode).
+ACTIVATION = {
+    "bin/activate": "activate",
+    "bin/activate.fish": "activate.fish",
+    "bin/deactivate": "deactivate",
+}
+CONDA_UNPACK = "bin/conda-unpack"
+
+_OWN_IMPORT = re.compile(r"^from (?:__future__|fastpack\._relocate_py) import .*\n", re.MULTILINE)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def activation_scripts() -> dict[str, bytes]:
+    """Member name -> content of the activation scripts (mode 0644)."""
+    return {member: _read(os.path.join(_FOLDER, name)).encode() for member, name in ACTIVATION.items()}
+
+
+def conda_unpack(system: str, machine: str) -> bytes:
+    """The text of ``bin/conda-unpack``: a POSIX-sh head over the kernels, the placing rules and a driver.
+
+    Parameters
+    ----------
+    system, machine : what ``uname -s`` and ``uname -m`` print where the environment can run.
+    """
+    head = _read(os.path.join(_FOLDER, "conda_unpack_head.sh"))
+    parts = [
+        _OWN_IMPORT.sub("", _read(os.path.join(_PACKAGE, "_relocate_py.py"))),
+        _OWN_IMPORT.sub("", _read(os.path.join(_PACKAGE, "_place_py.py"))),
+        _read(os.path.join(_FOLDER, "conda_unpack_driver.py")),
+    ]
+    text = head + "from __future__ import annotations\n\nimport errno\nimport sys\n\n" + "\n\n".join(parts)
+    for name, value in (("VERSION", VERSION), ("SYSTEM", system), ("MACHINE", machine), ("ARCHIVE", "")):
+        text = text.replace(f"@{name}@", value)
+    return text.encode()

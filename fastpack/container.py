@@ -1,0 +1,72 @@
+"""The tar stream: headers in GNU format with raw names, and reading them back."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+
+from fastpack.errors import DamagedArchive
+from fastpack.model import Kind
+
+#: ``pread(n_bytes, offset)`` of an archive.
+PRead = Callable[[int, int], bytes]
+
+BLOCK = 512
+#: Two blocks of zeros end a tar stream.
+END = bytes(2 * BLOCK)
+
+_TYPES = {
+    Kind.FILE: tarfile.REGTYPE,
+    Kind.DIRECTORY: tarfile.DIRTYPE,
+    Kind.LINK: tarfile.SYMTYPE,
+    Kind.HARDLINK: tarfile.LNKTYPE,
+}
+
+
+def header(kind: Kind, path: str, mode: int, mtime: int, n_bytes: int = 0, target: str = "") -> bytes:
+    """A member's tar header, with the GNU long-name members before it that it needs.
+
+    No PAX keywords (GNU tar warns of unknown ones for every entry), owner 0 without names, names as raw bytes.
+    """
+    info = tarfile.TarInfo(path)
+    info.type = _TYPES[kind]
+    info.mode = mode
+    info.mtime = mtime
+    info.size = n_bytes if kind is Kind.FILE else 0
+    info.linkname = target
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def padding(n_bytes: int) -> int:
+    """Zeros that follow a member's `n_bytes` bytes up to the next block."""
+    return -n_bytes % BLOCK
+
+
+def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int]]:
+    """(name, offset of the data, size) of each member of an uncompressed tar, reading its headers alone.
+
+    Raises
+    ------
+    DamagedArchive : a header that is none, or a member that reaches past the end.
+    """
+    offset = 0
+    long_name: str | None = None
+    while offset + BLOCK <= size:
+        block = pread(BLOCK, offset)
+        if block == bytes(BLOCK):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise DamagedArchive(f"the tar stream is broken at byte {offset} ({error})") from None
+        start = offset + BLOCK
+        n_bytes = info.size if info.type not in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE) else 0
+        if start + n_bytes > size:
+            raise DamagedArchive("the archive is cut off", expected=f"{start + n_bytes} bytes", found=size)
+        if info.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = pread(n_bytes, start).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif info.type != tarfile.GNUTYPE_LONGLINK:
+            yield long_name or info.name, start, n_bytes
+            long_name = None
+        offset = start + n_bytes + padding(n_bytes)
+    raise DamagedArchive("the archive is cut off: it has no end", found=f"{size} bytes")

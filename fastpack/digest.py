@@ -1,0 +1,52 @@
+"""Which digest protects what.
+
+BLAKE3 (cryptographic) names a slice, a file, a frame and the archive: what is trusted from elsewhere. sha256 is what
+conda's records and pip's RECORD state, and what conda-unpack can compute. xxh3 only finds candidates for hard links,
+which are then compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import blake3
+import xxhash
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+#: A file's archive form is hashed in slices of this many bytes, counted from its start.
+SLICE = 1 << 20
+
+
+def blake(data: Buffer) -> bytes:
+    """BLAKE3 of a buffer, 32 bytes."""
+    return blake3.blake3(data).digest()
+
+
+def slice_digests(data: Buffer) -> list[bytes]:
+    """BLAKE3 of each slice of a file, or of a run of slices that begins at a slice's start; one for an empty file."""
+    view = memoryview(data)
+    return [blake(view[start : start + SLICE]) for start in range(0, max(1, len(view)), SLICE)]
+
+
+def file_digest(slices: list[bytes]) -> bytes:
+    """A file's digest: of its bytes if it has one slice, else the BLAKE3 of its slices' digests."""
+    return slices[0] if len(slices) == 1 else blake(b"".join(slices))
+
+
+def frame_digest(parts: Iterable[bytes]) -> bytes:
+    """A frame's digest: the BLAKE3 of its tar headers and slice digests in order."""
+    return blake(b"".join(parts))
+
+
+def sha256(data: Buffer) -> str:
+    """sha256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def candidate(data: Buffer) -> bytes:
+    """A fast digest for what is compared byte for byte afterwards: it protects nothing."""
+    return xxhash.xxh3_128_digest(memoryview(data))

@@ -1,0 +1,455 @@
+"""From a prefix to an Environment: its records, groups and files, as they lie on disk. Nothing else is read or asked.
+
+DESIGN section 3: the environment on disk is the truth; no package cache is needed or read.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, read_state
+from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable
+from fastpack.fs import walk
+from fastpack.model import DiskFile, Group, GroupKind, Kind, PathEntry, Record, Warned
+from fastpack.records import read_records
+
+#: Folders in a root prefix that belong to the installation of conda, not to the environment (conda-pack's list).
+POLICY_FOLDERS = (
+    "pkgs", "envs", "conda-bld", "users", "conda-recipes", ".index", ".unionfs", ".nonadmin", ".conda_lock",
+    "python.app", "Launcher.app",
+)  # fmt: skip
+#: Unmanaged scripts that conda, conda-pack or we put into an environment; an archive has its own.
+POLICY_SCRIPTS = frozenset(
+    "bin/" + name
+    for name in (
+        "conda", "activate", "deactivate", "activate.fish", "deactivate.fish", "conda-unpack",
+        "conda_unpack_progress.py", "conda-unpack-script.py",
+    )
+)  # fmt: skip
+#: What the installer writes into a dist-info folder: never part of the wheel (row 8a).
+INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+REST = Group(GroupKind.REST, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A pip distribution that no conda package owns, by its RECORD."""
+
+    group: Group
+    folder: str  # the dist-info directory
+    root: str  # what RECORD's paths are relative to
+    paths: tuple[str, ...]  # files that exist, below the prefix
+    untouchable: frozenset[str]  # row 8a: files of a portable wheel, of the size RECORD says
+
+
+@dataclass(frozen=True, slots=True)
+class Editable:
+    """A package whose code lies outside the environment: what tells so, and where the code is."""
+
+    name: str
+    evidence: str
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A conda environment as it lies on disk.
+
+    Make one with `from_prefix`, `from_name` or `from_default`. `exclude` and `include` give another with a filter more.
+    """
+
+    prefix: str
+    records: tuple[Record, ...]
+    files: dict[str, DiskFile]
+    entries: dict[str, tuple[Record, PathEntry]]
+    groups: dict[str, Group]
+    distributions: tuple[Distribution, ...]
+    site_packages: tuple[str, ...]
+    missing: tuple[tuple[Record, PathEntry], ...]
+    clobbered: tuple[tuple[str, tuple[str, ...]], ...]
+    editable: tuple[Editable, ...]
+    earlier_prefixes: tuple[str, ...]
+    left_out: dict[str, str]  # path -> why
+    filters: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[Warned, ...] = ()
+
+    @classmethod
+    def from_prefix(cls, prefix: str) -> Environment:
+        """Read the environment at a directory.
+
+        Raises
+        ------
+        EnvironmentNotFound, NotAnEnvironment, BadRecord, Unreadable, IncompleteEnvironment
+        """
+        return _read(cls, os.path.abspath(prefix))
+
+    @classmethod
+    def from_name(cls, name: str) -> Environment:
+        """Read the environment of a name: see `prefix_of_name`."""
+        return cls.from_prefix(prefix_of_name(name))
+
+    @classmethod
+    def from_default(cls) -> Environment:
+        """Read the active environment (CONDA_PREFIX)."""
+        prefix = os.environ.get("CONDA_PREFIX")
+        if not prefix:
+            raise EnvironmentNotFound(
+                "no environment is active (CONDA_PREFIX is not set)", hint="give one with -p PREFIX or -n NAME"
+            )
+        return cls.from_prefix(prefix)
+
+    @property
+    def name(self) -> str:
+        """The last part of the real prefix."""
+        return os.path.basename(os.path.realpath(self.prefix))
+
+    def exclude(self, pattern: str) -> Environment:
+        """The same environment without the files that match a shell pattern (``*`` also matches ``/``)."""
+        return replace(self, filters=(*self.filters, ("exclude", pattern)))
+
+    def include(self, pattern: str) -> Environment:
+        """The same environment with the excluded files that match a shell pattern taken back."""
+        return replace(self, filters=(*self.filters, ("include", pattern)))
+
+    def excluded(self) -> frozenset[str]:
+        """The paths that the filters leave out, applied in the order given."""
+        out: set[str] = set()
+        for kind, pattern in self.filters:
+            if kind == "exclude":
+                out |= {path for path in self.files if path not in out and fnmatch.fnmatchcase(path, pattern)}
+            else:
+                out -= {path for path in out if fnmatch.fnmatchcase(path, pattern)}
+        return frozenset(path for path in out if self.files[path].kind is not Kind.DIRECTORY)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[DiskFile]:
+        return iter(self.files.values())
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def prefix_of_name(name: str) -> str:
+    """The prefix of a named environment.
+
+    Looked up in ``~/.conda/environments.txt`` and the envs directories (CONDA_ENVS_PATH, CONDA_ENVS_DIRS, those of the
+    installations that CONDA_EXE, MAMBA_EXE, CONDA_ROOT and MAMBA_ROOT_PREFIX name, ``~/.conda/envs``); only then is a
+    conda, mamba or micromamba on PATH asked, never through a shell.
+
+    Raises
+    ------
+    EnvironmentNotFound
+    """
+    if "/" in name or not name:
+        raise EnvironmentNotFound("that is a path, not an environment's name", path=name, hint="give it with -p")
+    known = _known_prefixes()
+    found = [prefix for prefix in known if os.path.basename(prefix) == name and _is_environment(prefix)]
+    if name == "base":
+        found = [root for root in _roots() if _is_environment(root)] or found
+    if not found:
+        found = [prefix for prefix in _ask_clients() if os.path.basename(prefix) == name or name == "base"]
+    distinct = list(dict.fromkeys(os.path.realpath(prefix) for prefix in found))
+    if not distinct:
+        names = sorted({os.path.basename(prefix) for prefix in known if _is_environment(prefix)})
+        raise EnvironmentNotFound(
+            f"no environment is named {name!r}",
+            found=", ".join(names) or "no environments",
+            hint="give its directory with -p",
+        )
+    if len(distinct) > 1 and name != "base":
+        raise EnvironmentNotFound(
+            f"several environments are named {name!r}", found=", ".join(distinct), hint="choose one with -p"
+        )
+    return found[0]
+
+
+def _is_environment(prefix: str) -> bool:
+    return os.path.isdir(os.path.join(prefix, "conda-meta"))
+
+
+def _roots() -> list[str]:
+    roots = [os.environ[name] for name in ("CONDA_ROOT", "MAMBA_ROOT_PREFIX") if os.environ.get(name)]
+    for name in ("CONDA_EXE", "MAMBA_EXE"):
+        exe = os.environ.get(name)
+        if exe:
+            roots.append(os.path.dirname(os.path.dirname(exe)))
+    return list(dict.fromkeys(roots))
+
+
+def _known_prefixes() -> list[str]:
+    home = os.path.expanduser("~")
+    prefixes: list[str] = []
+    try:
+        with open(os.path.join(home, ".conda", "environments.txt"), encoding="utf-8", errors="surrogateescape") as file:
+            prefixes += [line.strip() for line in file if line.strip()]
+    except OSError:
+        pass
+    folders = [
+        folder
+        for name in ("CONDA_ENVS_PATH", "CONDA_ENVS_DIRS")
+        for folder in os.environ.get(name, "").split(os.pathsep)
+        if folder
+    ]
+    folders += [os.path.join(root, "envs") for root in _roots()]
+    folders.append(os.path.join(home, ".conda", "envs"))
+    for folder in folders:
+        try:
+            prefixes += [os.path.join(folder, entry) for entry in sorted(os.listdir(os.path.expanduser(folder)))]
+        except OSError:
+            continue
+    return list(dict.fromkeys(prefixes))
+
+
+def _ask_clients() -> list[str]:
+    for client in ("conda", "mamba", "micromamba"):
+        exe = shutil.which(client)
+        if exe is None:
+            continue
+        try:
+            answer = subprocess.run([exe, "info", "--json"], capture_output=True, timeout=60, check=True)
+            envs = json.loads(answer.stdout).get("envs", [])
+        except (OSError, subprocess.SubprocessError, ValueError, AttributeError):
+            continue
+        return [env for env in envs if isinstance(env, str)]
+    return []
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(cls: type[Environment], prefix: str) -> Environment:
+    if not os.path.isdir(prefix):
+        what = "no such directory" if not os.path.lexists(prefix) else "not a directory"
+        raise EnvironmentNotFound(what, path=prefix, hint="give the directory of an environment")
+    if "\n" in prefix:
+        raise NotAnEnvironment("a prefix with a newline in its name cannot be packed", path=prefix)
+    if not os.path.isdir(os.path.join(prefix, "conda-meta")):
+        raise NotAnEnvironment(
+            "not a conda environment: it has no conda-meta", path=prefix, hint="give the environment's own directory"
+        )
+    if os.path.exists(os.path.join(prefix, INCOMPLETE)):
+        raise IncompleteEnvironment(
+            "this environment was never unpacked to its end", path=prefix, hint="remove it and unpack it again"
+        )
+    warnings: list[Warned] = []
+    earlier = _recorded_prefixes(prefix)
+    try:
+        records = tuple(read_records(prefix))
+    except OSError as error:
+        raise Unreadable(f"conda-meta cannot be read ({error.strerror})", path=prefix) from None
+    entries: dict[str, tuple[Record, PathEntry]] = {}
+    claims: dict[str, list[str]] = {}
+    for record in records:
+        for entry in record.entries:
+            claims.setdefault(entry.path, []).append(record.name)
+            entries[entry.path] = (record, entry)
+    owned_tops = {path.split("/", 1)[0] for path in entries}
+    left_out = {}
+    skip = {".fastpack"}
+    for folder in POLICY_FOLDERS:
+        if folder not in owned_tops and os.path.lexists(os.path.join(prefix, folder)):
+            skip.add(folder)
+            left_out[folder] = "policy"
+    files: dict[str, DiskFile] = {}
+    for file in walk(prefix, frozenset(skip)):
+        if file.path in POLICY_SCRIPTS and file.path not in entries:
+            left_out[file.path] = "policy"
+        elif file.kind is Kind.FILE and file.mode & 0o170000 != 0o100000:
+            left_out[file.path] = "special"
+            warnings.append(Warned("special-file", file.path, "a socket, FIFO or device is left out"))
+        else:
+            files[file.path] = file
+    previously_left_out = _previously_left_out(prefix)
+    missing = tuple(
+        (record, entry)
+        for path, (record, entry) in entries.items()
+        if path not in files
+        and path not in left_out
+        and path not in previously_left_out
+        and entry.path_type != "directory"
+    )
+    site_packages = _site_packages(records, files)
+    groups: dict[str, Group] = {record.path: record.group for record in records}
+    for path, (record, _) in entries.items():
+        groups[path] = record.group
+    distributions = tuple(_distributions(prefix, site_packages, files, groups))
+    for distribution in distributions:
+        for path in distribution.paths:
+            groups.setdefault(path, distribution.group)
+    for path, file in files.items():
+        if path not in groups and path.endswith(".pyc") and file.kind is Kind.FILE:
+            owner = groups.get(source_of_pyc(path) or "")
+            if owner is not None:
+                groups[path] = owner
+    return cls(
+        prefix=prefix,
+        records=records,
+        files=files,
+        entries={path: value for path, value in entries.items() if path in files},
+        groups=groups,
+        distributions=distributions,
+        site_packages=site_packages,
+        missing=missing,
+        clobbered=tuple((path, tuple(names)) for path, names in claims.items() if len(names) > 1),
+        editable=tuple(_editables(prefix, site_packages, files)),
+        earlier_prefixes=earlier,
+        left_out=left_out,
+        warnings=tuple(warnings),
+    )
+
+
+def source_of_pyc(path: str) -> str | None:
+    """The source that a ``.pyc`` was compiled from (PEP 3147 in ``__pycache__``, else beside it)."""
+    folder, name = os.path.split(path)
+    stem = name[: -len(".pyc")]
+    if os.path.basename(folder) == "__pycache__":
+        module = stem.split(".", 1)[0]
+        parent = os.path.dirname(folder)
+        return f"{parent}/{module}.py" if parent else f"{module}.py"
+    return f"{folder}/{stem}.py" if folder else f"{stem}.py"
+
+
+def _recorded_prefixes(prefix: str) -> tuple[str, ...]:
+    """Where our own state file says the environment lay; refuses one that is only half relocated."""
+    try:
+        state = read_state(prefix)
+    except (OSError, ValueError) as error:
+        raise IncompleteEnvironment(
+            f"its state file is broken ({error})", path=prefix, hint="unpack the archive again"
+        ) from None
+    if state is None:
+        if os.path.exists(os.path.join(prefix, RELOCATIONS)):
+            raise IncompleteEnvironment(
+                "this environment was unpacked but not relocated yet", path=prefix, hint="run its bin/conda-unpack"
+            )
+        return ()
+    if not state["complete"]:
+        raise IncompleteEnvironment(
+            "a relocation of this environment was interrupted", path=prefix, hint="run its bin/conda-unpack again"
+        )
+    return tuple(path for path in (state.get("prefix"),) if isinstance(path, str))
+
+
+def _previously_left_out(prefix: str) -> frozenset[str]:
+    """Paths that the archive this environment came from was made without (they are not missing)."""
+    paths = set()
+    try:
+        with open(os.path.join(prefix, ".fastpack", "manifest"), "rb") as file:
+            for line in file:
+                if line.startswith(b'{"left_out"'):
+                    paths.add(str(json.loads(line)["left_out"]))
+    except (OSError, ValueError, KeyError):
+        pass
+    return frozenset(paths)
+
+
+def _site_packages(records: Iterable[Record], files: dict[str, DiskFile]) -> tuple[str, ...]:
+    stated = [record.site_packages_path for record in records if record.site_packages_path]
+    if stated:
+        return tuple(path for path in stated if path in files)
+    return tuple(
+        path
+        for path, file in files.items()
+        if file.kind is Kind.DIRECTORY and fnmatch.fnmatchcase(path, "lib/python*/site-packages") and path.count("/") == 2
+    )
+
+
+def _read_text(prefix: str, path: str) -> str:
+    try:
+        with open(os.path.join(prefix, path), encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _distributions(
+    prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], groups: dict[str, Group]
+) -> Iterator[Distribution]:
+    roots = set(site_packages)
+    folders = sorted(
+        path
+        for path, file in files.items()
+        if path.endswith(".dist-info") and file.kind is Kind.DIRECTORY and os.path.dirname(path) in roots
+    )
+    for folder in folders:
+        record_path = f"{folder}/RECORD"
+        if record_path in groups or record_path not in files:
+            continue
+        root = os.path.dirname(folder)
+        name, _, version = os.path.basename(folder)[: -len(".dist-info")].partition("-")
+        wheel = _read_text(prefix, f"{folder}/WHEEL")
+        tags = [line.partition(":")[2] for line in wheel.splitlines() if line.startswith("Tag:")]
+        portable = any("manylinux" in tag or "musllinux" in tag for tag in tags)
+        paths: list[str] = []
+        untouchable: set[str] = set()
+        for row in csv.reader(io.StringIO(_read_text(prefix, record_path))):
+            if not row:
+                continue
+            path = os.path.normpath(os.path.join(root, row[0]))
+            file = files.get(path)
+            if file is None or path in groups:
+                continue
+            paths.append(path)
+            installer = path.startswith(folder + "/") and path[len(folder) + 1 :] in INSTALLER_FILES
+            inside = path.startswith(root + "/") and not row[0].startswith((".", "/"))
+            inside = inside or (row[0].startswith(".") and not row[0].startswith("../") and path.startswith(root + "/"))
+            if portable and inside and not installer and len(row) >= 3 and row[2] == str(file.n_bytes):
+                untouchable.add(path)
+        yield Distribution(Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(untouchable))
+
+
+def _editables(prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile]) -> Iterator[Editable]:
+    """Packages whose code lies outside: PEP 610, ``.egg-link``, ``.pth`` and ``__editable__`` finders."""
+    seen: set[str] = set()
+    inside = (prefix + "/", os.path.realpath(prefix) + "/")
+    for root in site_packages:
+        for path, file in files.items():
+            if os.path.dirname(os.path.dirname(path)) != root or not path.endswith(".dist-info/direct_url.json"):
+                continue
+            try:
+                table = json.loads(_read_text(prefix, path))
+                editable = table.get("dir_info", {}).get("editable") is True
+            except (ValueError, AttributeError):
+                continue
+            if editable:
+                name = os.path.basename(os.path.dirname(path)).split("-")[0]
+                seen.add(name.lower().replace("-", "_"))
+                yield Editable(name, path, str(table.get("url", "")))
+        for path, file in files.items():
+            if os.path.dirname(path) != root or file.kind is Kind.DIRECTORY:
+                continue
+            base = os.path.basename(path)
+            if base.endswith(".egg-link"):
+                name = base[: -len(".egg-link")]
+                if name.lower().replace("-", "_") not in seen:
+                    seen.add(name.lower().replace("-", "_"))
+                    yield Editable(name, path, _read_text(prefix, path).split("\n")[0].strip())
+            elif base.endswith(".pth") or (base.startswith("__editable__") and base.endswith("_finder.py")):
+                name = base.removeprefix("__editable__").strip("_.").split("-")[0].removesuffix("_finder.py")
+                if name.removesuffix(".pth").lower().split("_0")[0] in seen or any(
+                    name.lower().replace(".", "_").startswith(known) for known in seen
+                ):
+                    continue
+                for place in _outside_lines(_read_text(prefix, path), base, inside):
+                    yield Editable(name, path, place)
+                    break
+
+
+def _outside_lines(text: str, base: str, inside: tuple[str, ...]) -> Iterator[str]:
+    if base.endswith(".pth"):
+        for line in text.splitlines():
+            place = line.strip()
+            if place.startswith("/") and not (place + "/").startswith(inside):
+                yield place
+    elif "MAPPING" in text:
+        yield base

@@ -1,0 +1,541 @@
+"""The planning pass: every file's verdict and archive form (DESIGN sections 4 and 5). Reads, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fastpack import digest
+from fastpack._place_py import Stated
+from fastpack.environment import Environment, source_of_pyc
+from fastpack.errors import ChangedWhileRead, Unreadable
+from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
+from fastpack.parallel import ordered_map
+from fastpack.relocate import (
+    AS_IT_IS,
+    WINDOW,
+    ArchiveForm,
+    Header,
+    PRead,
+    Prefixes,
+    apply_edits,
+    direct_url_form,
+    history_form,
+    is_binary,
+    kernel,
+    pip_record_form,
+    record_form,
+    record_paths,
+    relocatable_header,
+    restore_binary,
+    scan_binary,
+    scan_unmanaged_text,
+    script_header,
+    sha256_of,
+    spelling,
+    text_form,
+    text_variants,
+    with_header,
+)
+
+#: Managed files without a placeholder are held against their sha256 up to this size, larger ones against their size.
+CHECKED_BY_DIGEST = 1 << 20
+#: Files handed to a thread at once: one round trip through the executor for many small files.
+_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What the planning pass found out about a regular file."""
+
+    verdict: Verdict
+    form: ArchiveForm = AS_IT_IS
+    placeholder: bytes = PLACEHOLDER
+    archived: Stated | None = None  # sha256 and size of the archive form, where the form is not the disk's
+    on_disk: Stated | None = None
+    not_relocated: str = ""  # why, if it names the prefix and stays as it is
+    pyc_source_mtime: int | None = None  # of a proven .pyc with a timestamp: what its header says
+
+
+class PycAction:
+    """What becomes of a ``.pyc`` that is not the package's own any more."""
+
+    AS_IT_IS = "as-it-is"
+    FOLLOW = "follow"  # its header gets the source's new mtime
+    DROP = "drop"
+
+
+@dataclass(slots=True)
+class Examination:
+    """The planning pass's results, by path."""
+
+    prefixes: Prefixes
+    files: dict[str, Examined] = field(default_factory=dict)
+    pyc: dict[str, str] = field(default_factory=dict)  # path -> PycAction
+    forced_mtimes: dict[str, int] = field(default_factory=dict)  # source -> what its proven .pyc says
+    pyc_counts: Counter[str] = field(default_factory=Counter)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def changed(path: str, what: str) -> ChangedWhileRead:
+    """The error for a file that is not what it was when the environment was listed."""
+    return ChangedWhileRead(
+        f"a file {what} while the environment was read", path=path, hint="let nothing write to it and pack again"
+    )
+
+
+@contextmanager
+def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
+    """An environment's file, opened for reading: (descriptor, pread); checked before and after to be what was listed.
+
+    Raises
+    ------
+    Unreadable, ChangedWhileRead
+    """
+    path = os.path.join(prefix, file.path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise changed(path, "vanished") from None
+    except OSError as error:
+        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+
+    def same() -> bool:
+        info = os.fstat(descriptor)
+        return info.st_size == file.n_bytes and info.st_mtime_ns == file.mtime_ns
+
+    try:
+        if not same():
+            raise changed(path, "changed")
+
+        def pread(n_bytes: int, offset: int) -> bytes:
+            try:
+                data = os.pread(descriptor, n_bytes, offset)
+                while len(data) < n_bytes and offset + len(data) < file.n_bytes:
+                    more = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+                    if not more:
+                        raise changed(path, "became shorter")
+                    data += more
+            except OSError as error:
+                raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+            return data
+
+        yield descriptor, pread
+        if not same():
+            raise changed(path, "changed")
+    finally:
+        os.close(descriptor)
+
+
+def _buffered(pread: PRead, n_bytes: int) -> tuple[PRead, bytes | None]:
+    """A small file is read once, and served from memory from then on."""
+    if n_bytes > WINDOW:
+        return pread, None
+    data = pread(n_bytes, 0)
+    return (lambda count, offset: data[offset : offset + count]), data
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    env: Environment,
+    *,
+    threads: int,
+    verify_source: bool = False,
+    prefix_is_unique: bool | None = None,
+    progress: Callable[[int, str], None] = lambda n_bytes, group: None,
+) -> Examination:
+    """Read what has to be read to know every file's archive form; see DESIGN section 4 for the verdicts.
+
+    Parameters
+    ----------
+    verify_source : hold every managed file against its sha256, however large.
+    prefix_is_unique : apply rows 6 and 8 even to a prefix like ``/usr/local``.
+    progress : called with bytes read and the group's name.
+    """
+    prefixes = Prefixes((os.fsencode(path) for path in source_prefixes(env)), prefix_is_unique or None)
+    result = Examination(prefixes)
+    untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))
+    record_files = {record.path for record in env.records}
+    pip_records = {f"{distribution.folder}/RECORD" for distribution in env.distributions}
+    todo = [
+        file
+        for file in env.files.values()
+        if file.kind is Kind.FILE and file.path not in record_files and file.path not in pip_records
+    ]
+
+    def run(chunk: Sequence[DiskFile]) -> list[tuple[str, Examined]]:
+        return [(file.path, _examine_file(env, file, prefixes, untouchable, verify_source)) for file in chunk]
+
+    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+    for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
+        result.files.update(found)
+        progress(sum(file.n_bytes for file in chunk), "")
+    _decide_pycs(env, result)
+    _examine_records(env, result)
+    return result
+
+
+def source_prefixes(env: Environment) -> list[str]:
+    """C as a set (DESIGN section 4): the given path, its real path, and earlier ones that its own files prove.
+
+    An environment that was moved still names its old place. Candidates are what scripts' first lines name; one counts
+    if taking it out of such a script gives the package's own sha256, or if our own state file says it.
+    """
+    known = list(dict.fromkeys([env.prefix, os.path.realpath(env.prefix), *env.earlier_prefixes]))
+    candidates: Counter[str] = Counter()
+    for path, file in env.files.items():
+        if not path.startswith("bin/") or file.kind is not Kind.FILE or not file.mode & 0o111:
+            continue
+        with open_source(env.prefix, file) as (_, pread):
+            head = pread(min(4096, file.n_bytes), 0)
+        if not head.startswith(b"#!"):
+            continue
+        for match in re.finditer(rb"(/[^\n\"':]*?)/bin/[\w.+-]+(?=[\"'\s]|\Z)", b"\n".join(head.split(b"\n", 2)[:2])):
+            candidates[os.fsdecode(match[1])] += 1
+    for candidate, _ in candidates.most_common(16):
+        place = os.path.normpath(candidate)
+        if place not in known and place.count("/") >= 1 and _proves(env, place):
+            known.append(place)
+    return known
+
+
+def _proves(env: Environment, candidate: str) -> bool:
+    """Whether an earlier prefix explains the bytes of some managed file."""
+    prefixes = Prefixes([os.fsencode(candidate)])
+    tried = 0
+    for path, (_, entry) in env.entries.items():
+        file = env.files[path]
+        if not entry.placeholder or not entry.sha256 or file.kind is not Kind.FILE or file.n_bytes > 1 << 16:
+            continue
+        with open_source(env.prefix, file) as (_, pread):
+            data = pread(file.n_bytes, 0)
+        if os.fsencode(candidate) not in data:
+            continue
+        if _managed_with_placeholder(file, entry, prefixes, lambda n, at, data=data: data[at : at + n], data)[1]:
+            return True
+        tried += 1
+        if tried > 50:
+            break
+    return False
+
+
+def _examine_file(
+    env: Environment, file: DiskFile, prefixes: Prefixes, untouchable: frozenset[str], verify_source: bool
+) -> Examined:
+    claim = env.entries.get(file.path)
+    is_pyc = file.path.endswith(".pyc")
+    with open_source(env.prefix, file) as (_, pread):
+        if claim is not None:
+            return _examine_managed(file, claim[1], prefixes, pread, is_pyc, verify_source)
+        if is_pyc or file.path in untouchable:
+            return Examined(Verdict.UNMANAGED)
+        pread, data = _buffered(pread, file.n_bytes)
+        return _examine_unmanaged(file, prefixes, pread, data, Verdict.UNMANAGED)
+
+
+def _examine_managed(
+    file: DiskFile, entry: PathEntry, prefixes: Prefixes, pread: PRead, is_pyc: bool, verify_source: bool
+) -> Examined:
+    if is_pyc and entry.placeholder is None:
+        pread, data = _buffered(pread, file.n_bytes)
+        if entry.sha256 is None:
+            return Examined(Verdict.STRUCTURAL)
+        if sha256_of(pread, file.n_bytes) != entry.sha256:
+            return Examined(Verdict.RECOMPILED)
+        header = _timestamp(pread(16, 0))
+        return Examined(Verdict.PROVEN, pyc_source_mtime=None if header is None else header[0])
+    entry_point = "entry_point" in entry.path_type
+    if entry.placeholder is None and not entry_point:
+        if entry.sha256 is not None and (file.n_bytes <= CHECKED_BY_DIGEST or verify_source):
+            pread, data = _buffered(pread, file.n_bytes)
+            found = sha256_of(pread, file.n_bytes)
+            if found == entry.sha256:
+                return Examined(Verdict.PROVEN)
+            verdict = Verdict.PLACED if found == entry.sha256_in_prefix else Verdict.MODIFIED
+            return _examine_unmanaged(file, prefixes, pread, data, verdict)
+        if entry.n_bytes is not None:
+            if file.n_bytes == entry.n_bytes:
+                return Examined(Verdict.STRUCTURAL)
+            pread, data = _buffered(pread, file.n_bytes)
+            return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED)
+        pread, data = _buffered(pread, file.n_bytes)
+        return _examine_unmanaged(file, prefixes, pread, data, Verdict.STRUCTURAL)
+    pread, data = _buffered(pread, file.n_bytes)
+    if entry_point:
+        found = sha256_of(pread, file.n_bytes)
+        known = {digest_ for digest_ in (entry.sha256, entry.sha256_in_prefix) if digest_}
+        verdict = Verdict.STRUCTURAL if not known else Verdict.PLACED if found in known else Verdict.MODIFIED
+        return _examine_unmanaged(file, prefixes, pread, data, verdict, always=True)
+    examined, _ = _managed_with_placeholder(file, entry, prefixes, pread, data)
+    return examined
+
+
+def _finish(
+    file: DiskFile, form: ArchiveForm, pread: PRead, verdict: Verdict, placeholder: bytes, why: str = ""
+) -> Examined:
+    """Add the hashes that records and relocations.json state, where the archive form is not the disk's."""
+    if not form.edits and not form.relocations:
+        return Examined(verdict, placeholder=placeholder, not_relocated=why)
+    return Examined(
+        verdict,
+        form,
+        placeholder,
+        Stated(sha256_of(pread, file.n_bytes, form.edits), form.n_bytes(file.n_bytes)),
+        Stated(sha256_of(pread, file.n_bytes), file.n_bytes),
+        why,
+    )
+
+
+def _managed_with_placeholder(
+    file: DiskFile, entry: PathEntry, prefixes: Prefixes, pread: PRead, data: bytes | None
+) -> tuple[Examined, bool]:
+    """A managed file with a placeholder: (what is known, whether its normal form was proven)."""
+    placeholder = os.fsencode(entry.placeholder or "")
+    binary = entry.file_mode == "binary"
+    header: Header | None = None
+    why = ""
+    proven = False
+    if binary:
+        strings = scan_binary(pread, file.n_bytes, prefixes.plain, len(placeholder))
+        form, natural = restore_binary(strings, prefixes.plain, placeholder)
+        proven = entry.sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == entry.sha256
+        if natural and not proven:
+            why = "a string names the prefix without room for a longer one"
+    elif data is not None:
+        variants = text_variants(data, prefixes, placeholder)
+        form, header = first = next(variants)
+        while True:
+            if entry.sha256 is not None and digest.sha256(apply_edits(data, form.edits)) == entry.sha256:
+                proven = True
+                break
+            following = next(variants, None) if entry.sha256 is not None else None
+            if following is None:
+                form, header = first
+                break
+            form, header = following
+    else:
+        hits = [(at + hit, index) for at, hit, index in _big_hits(pread, file.n_bytes, prefixes.plain)]
+        form = text_form(hits, prefixes.plain, ["text"] * len(hits), placeholder)
+        proven = entry.sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == entry.sha256
+    verdict = Verdict.PROVEN
+    if not proven:
+        on_disk = sha256_of(pread, file.n_bytes)
+        if entry.sha256_in_prefix is not None and on_disk == entry.sha256_in_prefix:
+            verdict = Verdict.PLACED
+        elif entry.sha256 is None:
+            verdict = Verdict.STRUCTURAL
+        else:
+            return _examine_modified(file, prefixes, pread, data), False
+    if header is not None:
+        archive_header = None
+        if file.mode & 0o111 and data is not None:
+            normal = apply_edits(data, form.edits)
+            archive_header = relocatable_header(header.true, placeholder, file.path, normal)
+            if archive_header is None:
+                why = "its first line needs bin/conda-unpack before it starts"
+        form = with_header(form, header, archive_header or header.true)
+    return _finish(file, form, pread, verdict, placeholder, why), proven
+
+
+def _big_hits(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
+    """Hits in a file larger than the window, which may cross windows' edges: (window, offset in it, needle)."""
+    margin = max(len(needle) for needle in needles) - 1
+    offset = 0
+    while offset < n_bytes:
+        data = pread(WINDOW, offset)
+        final = offset + len(data) >= n_bytes
+        resume = len(data) if final else len(data) - margin
+        for hit, index in kernel.find(data, needles):
+            if hit >= resume:
+                break
+            yield offset, hit, index
+            resume = max(resume, hit + len(needles[index]))
+        offset += resume
+
+
+def _examine_modified(file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Examined:
+    """A managed file with a placeholder that was changed since: by structure where that can be undone, else as found."""
+    if not is_binary(pread, file.n_bytes):
+        return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED, always=True)
+    strings = scan_binary(pread, file.n_bytes, prefixes.plain, len(PLACEHOLDER))
+    form, natural = restore_binary(strings, prefixes.plain, PLACEHOLDER)
+    if natural:
+        return Examined(Verdict.MODIFIED, not_relocated="a changed binary names the prefix outside of padded strings")
+    return _finish(file, form, pread, Verdict.MODIFIED, PLACEHOLDER)
+
+
+def _examine_unmanaged(
+    file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None, verdict: Verdict, always: bool = False
+) -> Examined:
+    """Rows 8, 12 and 16 for a file that no package manager wrote with a placeholder.
+
+    `always` applies row 8 to what conda wrote itself, even where the prefix is not unique.
+    """
+    if data is not None and file.path.endswith(".dist-info/direct_url.json"):
+        return _finish(file, direct_url_form(data, prefixes), pread, verdict, PLACEHOLDER)
+    if data is not None and file.path == "conda-meta/history":
+        history = history_form(data)
+        return _finish(file, history, pread, verdict, PLACEHOLDER)
+    if data is not None:
+        if b"\0" in data:
+            hits = None
+            named = bool(prefixes.unique and kernel.find(data, prefixes.plain))
+        else:
+            hits = kernel.find_text(data, prefixes.spelled)
+            named = False
+    else:
+        hits = scan_unmanaged_text(pread, file.n_bytes, prefixes)
+        named = hits is None and prefixes.unique and _names(pread, file.n_bytes, prefixes.plain)
+    if hits is None:
+        why = "an unmanaged binary that names the prefix" if named else ""
+        return Examined(verdict, not_relocated=why)
+    if not prefixes.unique and not always:
+        hits = []
+    head = data if data is not None else pread(1 << 16, 0)
+    header = script_header(head, prefixes, PLACEHOLDER) if file.mode & 0o111 else None
+    if not hits and header is None:
+        return Examined(verdict)
+    kinds = [
+        spelling(pread(16, max(0, offset - 16)), file.path, min(offset, 16), kind)
+        for offset, kind in ((offset, _kind(prefixes, index)) for offset, index in hits)
+    ]
+    form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER)
+    why = ""
+    if header is not None:
+        archive_header = relocatable_header(header.true, PLACEHOLDER, file.path, head)
+        if archive_header is None:
+            why = "its first line needs bin/conda-unpack before it starts"
+        form = with_header(form, header, archive_header or header.true)
+    return _finish(file, form, pread, verdict, PLACEHOLDER, why)
+
+
+def _kind(prefixes: Prefixes, index: int) -> str:
+    return prefixes.kinds[index]
+
+
+def _names(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> bool:
+    return next(_big_hits(pread, n_bytes, needles), None) is not None
+
+
+# --- .pyc (row 13) ---------------------------------------------------------------------------------------------------
+
+
+def _timestamp(header: bytes) -> tuple[int, int] | None:
+    """(source mtime, source size) of a timestamp-based ``.pyc`` (PEP 552); None for a hash-based or broken one."""
+    if len(header) < 16 or header[2:4] != b"\r\n" or header[4:8] != b"\0\0\0\0":
+        return None
+    mtime, size = struct.unpack_from("<II", header, 8)
+    return mtime, size
+
+
+def _decide_pycs(env: Environment, result: Examination) -> None:
+    """What becomes of each ``.pyc``, and which sources must keep the mtime that their proven ``.pyc`` names."""
+    unchanged = (Verdict.PROVEN, Verdict.STRUCTURAL, Verdict.PLACED)
+    pycs = [path for path in result.files if path.endswith(".pyc")]
+    for path in pycs:
+        examined = result.files[path]
+        source = source_of_pyc(path)
+        found = result.files.get(source or "")
+        if examined.pyc_source_mtime is None or source is None or found is None:
+            continue
+        if found.verdict in unchanged and not found.form.relocations and not found.form.edits:
+            result.forced_mtimes.setdefault(source, examined.pyc_source_mtime)
+    for path in pycs:
+        examined = result.files[path]
+        if examined.verdict is Verdict.PROVEN:
+            result.pyc[path] = PycAction.AS_IT_IS
+            result.pyc_counts["proven"] += 1
+            continue
+        managed = examined.verdict is not Verdict.UNMANAGED
+        action, count = _decide_pyc(env, result, path, managed)
+        result.pyc[path] = action
+        result.pyc_counts[count] += 1
+
+
+def _decide_pyc(env: Environment, result: Examination, path: str, managed: bool) -> tuple[str, str]:
+    source = source_of_pyc(path) or ""
+    in_cache = "__pycache__/" in path
+    found = result.files.get(source)
+    if found is None:
+        if managed or not in_cache:
+            return PycAction.AS_IT_IS, "without source"
+        return PycAction.DROP, "dropped: no source"
+    rewritten = bool(found.form.edits or found.form.relocations)
+    file, disk = env.files[path], env.files[source]
+    with open_source(env.prefix, file) as (_, pread):
+        header = pread(min(16, file.n_bytes), 0)
+    if rewritten:
+        if managed:
+            return PycAction.AS_IT_IS, "kept stale: source names the prefix"
+        return PycAction.DROP, "dropped: source names the prefix"
+    if len(header) == 16 and header[2:4] == b"\r\n" and header[4] & 1:
+        return PycAction.AS_IT_IS, "hash-based"
+    stated = _timestamp(header)
+    valid = stated == (disk.mtime_seconds & 0xFFFFFFFF, disk.n_bytes & 0xFFFFFFFF)
+    if valid:
+        return PycAction.FOLLOW, "valid"
+    if managed:
+        return PycAction.AS_IT_IS, "kept stale"
+    return PycAction.DROP, "dropped: out of date"
+
+
+# --- records and RECORD (row 16) -------------------------------------------------------------------------------------
+
+
+def _examine_records(env: Environment, result: Examination) -> None:
+    archived = {path: found.archived for path, found in result.files.items() if found.archived is not None}
+    on_disk = {path: found.on_disk for path, found in result.files.items() if found.on_disk is not None}
+    relocated = frozenset(path for path, found in result.files.items() if found.form.relocations)
+    for record in env.records:
+        file = env.files.get(record.path)
+        if file is None or file.kind is not Kind.FILE:
+            continue
+        own = {entry.path for entry in record.entries} & relocated
+        with open_source(env.prefix, file) as (_, pread):
+            data = pread(file.n_bytes, 0)
+        form = record_form(data, {p: archived[p] for p in own}, {p: on_disk[p] for p in own})
+        result.files[record.path] = _finish(
+            file, form, lambda n, at, data=data: data[at : at + n], Verdict.UNMANAGED, PLACEHOLDER
+        )
+    for distribution in env.distributions:
+        path = f"{distribution.folder}/RECORD"
+        file = env.files[path]
+        with open_source(env.prefix, file) as (_, pread):
+            data = pread(file.n_bytes, 0)
+        own = {name for name, _, _ in record_paths(data, distribution.root)} & archived.keys()
+        form = pip_record_form(
+            data, distribution.root, {p: archived[p] for p in own}, {p: on_disk[p] for p in own}, relocated
+        )
+        result.files[path] = _finish(
+            file, form, lambda n, at, data=data: data[at : at + n], Verdict.UNMANAGED, PLACEHOLDER
+        )
+
+
+def likely_cause(env: Environment, path: str, record: Record) -> str:
+    """Why a managed file may be gone or changed, for people."""
+    claims = [str(d.group) for d in env.distributions if path in d.paths or d.group.name.lower() == record.name.lower()]
+    if claims:
+        return f"pip installed {claims[0].removeprefix('pip ')} over it"
+    others = [name for clobbered, names in env.clobbered if clobbered == path for name in names if name != record.name]
+    if others:
+        return f"package {others[0]} has the same path"
+    return "changed by hand or by another tool"
+
+
+def modified(env: Environment, result: Examination) -> Mapping[str, Record]:
+    """The managed files that are not what was installed, with the record that claims each."""
+    return {
+        path: env.entries[path][0]
+        for path, found in result.files.items()
+        if found.verdict is Verdict.MODIFIED and path in env.entries
+    }
+

@@ -1,0 +1,147 @@
+"""The end of an archive: the locator, from which the manifest is found, and the standard zstd seek table.
+
+zstd: skippable frames, the locator (magic 0x184D2A5D) and last the seek table of the seekable format
+(facebook/zstd, contrib/seekable_format). gzip: a last, empty member whose FEXTRA subfield ``FP`` holds the same
+locator. Plain tar: the headers are walked.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastpack import container, manifest
+from fastpack.codec import Codec, by_magic
+from fastpack.digest import blake
+from fastpack.errors import DamagedArchive
+
+_LOCATOR_MAGIC = 0x184D2A5D
+_SEEK_MAGIC = 0x184D2A5E
+_SEEKABLE = 0x8F92EAB1
+_LOCATOR = struct.Struct("<8sIQQQ32s")
+_NAME = b"fastpack"
+#: A manifest has a few hundred bytes per file: this is room for tens of millions.
+MAX_MANIFEST = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Locator:
+    """Where the manifest's frame lies. `archive_id` is the BLAKE3 of the manifest."""
+
+    format: int
+    offset: int
+    packed_bytes: int
+    plain_bytes: int
+    archive_id: bytes
+
+    def to_bytes(self) -> bytes:
+        return _LOCATOR.pack(_NAME, self.format, self.offset, self.packed_bytes, self.plain_bytes, self.archive_id)
+
+
+def trailer(codec: Codec, locator: Locator, sizes: Sequence[tuple[int, int]]) -> bytes:
+    """What follows the last frame: `sizes` are (compressed, plain) bytes of every frame before it."""
+    body = locator.to_bytes()
+    if codec.name == "tar.zst":
+        frame = struct.pack("<II", _LOCATOR_MAGIC, len(body)) + body
+        entries = [*sizes, (len(frame), 0)]
+        table = b"".join(struct.pack("<II", packed, plain) for packed, plain in entries)
+        table += struct.pack("<IBI", len(entries), 0, _SEEKABLE)
+        return frame + struct.pack("<II", _SEEK_MAGIC, len(table)) + table
+    if codec.name == "tar.gz":
+        extra = b"FP" + struct.pack("<H", len(body)) + body
+        head = b"\x1f\x8b\x08\x04" + bytes(5) + b"\x03" + struct.pack("<H", len(extra)) + extra
+        return head + b"\x03\x00" + struct.pack("<II", zlib.crc32(b""), 0)
+    return b""
+
+
+def find_locator(descriptor: int, size: int, codec: Codec) -> Locator | None:
+    """The locator of an archive; None if it has none (then fastpack did not write it, or it is cut off)."""
+    if codec.name == "tar.zst":
+        body = _zstd_locator(descriptor, size)
+    elif codec.name == "tar.gz":
+        total = 10 + 2 + 4 + _LOCATOR.size + 2 + 8
+        tail = os.pread(descriptor, total, max(0, size - total))
+        body = tail[16 : 16 + _LOCATOR.size] if tail[:4] == b"\x1f\x8b\x08\x04" and tail[12:14] == b"FP" else b""
+    else:
+        return _tar_locator(descriptor, size)
+    if len(body) != _LOCATOR.size:
+        return None
+    name, version, offset, packed, plain, archive_id = _LOCATOR.unpack(body)
+    if name != _NAME:
+        return None
+    return Locator(version, offset, packed, plain, archive_id)
+
+
+def read_seek_table(descriptor: int, size: int) -> list[tuple[int, int]] | None:
+    """(compressed, plain) bytes of every frame as the zstd seek table has them; None if there is no such table."""
+    footer = os.pread(descriptor, 9, max(0, size - 9))
+    if len(footer) != 9:
+        return None
+    count, flags, magic = struct.unpack("<IBI", footer)
+    if magic != _SEEKABLE or flags & 0x7C:
+        return None
+    width = 12 if flags & 0x80 else 8
+    length = count * width + 9
+    head = os.pread(descriptor, 8 + count * width, size - length - 8) if size >= length + 8 else b""
+    if len(head) != 8 + count * width or struct.unpack_from("<II", head) != (_SEEK_MAGIC, length):
+        return None
+    return [struct.unpack_from("<II", head, 8 + k * width) for k in range(count)]  # type: ignore[misc]
+
+
+def _zstd_locator(descriptor: int, size: int) -> bytes:
+    table = read_seek_table(descriptor, size)
+    if not table:
+        return b""
+    end = size - (len(table) * 8 + 17)
+    frame = os.pread(descriptor, 8 + _LOCATOR.size, max(0, end - 8 - _LOCATOR.size))
+    if frame[:8] != struct.pack("<II", _LOCATOR_MAGIC, _LOCATOR.size):
+        return b""
+    return frame[8:]
+
+
+def _tar_locator(descriptor: int, size: int) -> Locator | None:
+    last: tuple[str, int, int] | None = None
+    first = True
+    for name, offset, n_bytes in container.walk_headers(size, lambda n, at: os.pread(descriptor, n, at)):
+        if first and not (name == manifest.PACK_JSON or name.endswith("/" + manifest.PACK_JSON)):
+            return None
+        first = False
+        last = (name, offset, n_bytes)
+    if last is None or not (last[0] == manifest.MANIFEST or last[0].endswith("/" + manifest.MANIFEST)):
+        return None
+    # A plain tar has no locator, so no digest to hold the manifest against but its own.
+    data = os.pread(descriptor, last[2], last[1])
+    return Locator(0, last[1], last[2], last[2], blake(data))
+
+
+def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.Manifest] | None:
+    """An archive's codec, locator and manifest; None if fastpack did not write it.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive
+    """
+    size = os.fstat(descriptor).st_size
+    codec = by_magic(os.pread(descriptor, 512, 0))
+    if codec is None:
+        return None
+    locator = find_locator(descriptor, size, codec)
+    if locator is None:
+        return None
+    manifest.check_format(locator.format, path)
+    if locator.offset + locator.packed_bytes > size or locator.plain_bytes > MAX_MANIFEST:
+        raise DamagedArchive(
+            "the manifest would lie outside of the archive", path=path, expected=f"within {size} bytes",
+            found=f"{locator.packed_bytes} bytes at {locator.offset}",
+        )  # fmt: skip
+    packed = os.pread(descriptor, locator.packed_bytes, locator.offset)
+    plain = bytes(memoryview(codec.decompress(packed, locator.plain_bytes)))
+    if blake(plain) != locator.archive_id:
+        raise DamagedArchive(
+            "the manifest does not have the digest its locator names", path=path,
+            expected=locator.archive_id.hex(), found=blake(plain).hex(),
+        )  # fmt: skip
+    return codec, locator, manifest.from_bytes(plain)

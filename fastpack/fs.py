@@ -1,0 +1,202 @@
+"""The file system: walk, modes, safe names, atomic replacement, exchange of directories, locks."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fastpack.errors import AlreadyExists, FastpackError, NoSpace, Unreadable
+from fastpack.model import DiskFile, Kind
+
+_PARTIAL = ".fastpack-partial-"
+
+
+def walk(root: str, skip: frozenset[str] = frozenset()) -> Iterator[DiskFile]:
+    """Everything below a directory, sorted by name in each directory, links not followed.
+
+    Names are str by surrogateescape, relative to `root`. `skip` names directories directly in `root` not to enter.
+    Sockets, FIFOs and devices are given as `Kind.FILE` with their own mode bits: the caller decides.
+
+    Raises
+    ------
+    Unreadable : a directory that may not be listed.
+    """
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise Unreadable(
+                f"the directory cannot be listed ({error.strerror})", path=os.path.join(root, folder)
+            ) from None
+        below = []
+        for entry in found:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if path in skip:
+                continue
+            info = entry.stat(follow_symlinks=False)
+            kind, target = Kind.FILE, ""
+            if stat.S_ISDIR(info.st_mode):
+                kind = Kind.DIRECTORY
+                below.append(path)
+            elif stat.S_ISLNK(info.st_mode):
+                kind, target = Kind.LINK, os.readlink(entry.path)
+            yield DiskFile(
+                path, kind, info.st_mode, info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev, info.st_nlink, target
+            )
+        pending += reversed(below)
+
+
+def archive_mode(mode: int, is_directory: bool, private_umask: bool) -> int:
+    """A member's mode: what the umask of the day decides is not taken from the disk (DESIGN section 6).
+
+    Owner bits as on disk; group and others get the owner's r and x, never w. A file with no bit for group and others
+    keeps that, unless no directory of the environment has any (`private_umask`: it was made under umask 077).
+    """
+    owner = mode & 0o700
+    if not is_directory and not mode & 0o077 and not private_umask:
+        return owner
+    readable = owner & 0o500
+    return owner | readable >> 3 | readable >> 6
+
+
+def check_relative(path: str) -> str | None:
+    """Why a member's name may not be written below a destination; None if it may."""
+    if not path:
+        return "an empty name"
+    if "\0" in path:
+        return "a NUL in the name"
+    if path.startswith("/"):
+        return "an absolute name"
+    parts = path.split("/")
+    if ".." in parts:
+        return "'..' in the name"
+    if "" in parts or "." in parts:
+        return "an empty or '.' component in the name"
+    return None
+
+
+def lock(file: BinaryIO) -> bool:
+    """Take an exclusive lock on an open file, or say that someone else has it."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def explain_os_error(error: OSError, path: str) -> FastpackError:
+    """The error of our tree that an operating system's error means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpace(f"no space left ({error.strerror})", path=path, hint="free some and run it again")
+    return Unreadable(f"the system says: {error.strerror}", path=path)
+
+
+@contextmanager
+def new_file(path: str, force: bool) -> Iterator[BinaryIO]:
+    """A file that appears under its name when the block ends well, and not at all otherwise.
+
+    Written beside the target with the mode the umask gives, locked while it is written, renamed at the end. Debris of
+    killed runs (our name, and a lock that can be taken) is removed first.
+
+    Raises
+    ------
+    AlreadyExists : the target is there and `force` is not.
+    NoSpace, Unreadable : it cannot be written.
+    """
+    folder, name = os.path.split(path)
+    folder = folder or "."
+    if os.path.lexists(path) and not force:
+        raise AlreadyExists("the output is already there", path=path, hint="use --force to replace it")
+    if os.path.isdir(path):
+        raise AlreadyExists("the output is a directory", path=path, hint="give the name of a file")
+    stem = "." + name[:150] + _PARTIAL
+    try:
+        for entry in os.listdir(folder):
+            if entry.startswith(stem):
+                debris = os.path.join(folder, entry)
+                with open(debris, "rb+") as file:
+                    if lock(file):
+                        os.unlink(debris)
+        temporary = os.path.join(folder, stem + secrets.token_hex(4))
+        out = open(temporary, "xb")
+    except OSError as error:
+        raise explain_os_error(error, folder) from None
+    try:
+        with out:
+            lock(out)
+            yield out
+            out.flush()
+            # link, not rename: another process may have made the file since, and is not asked about.
+            if force:
+                os.rename(temporary, path)
+            else:
+                try:
+                    os.link(temporary, path)
+                    os.unlink(temporary)
+                except FileExistsError:
+                    raise AlreadyExists("the output is already there", path=path, hint="use --force") from None
+                except OSError:  # a file system without hard links
+                    os.rename(temporary, path)
+    except OSError as error:
+        raise explain_os_error(error, path) from None
+    finally:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+
+
+def exchange(first: str, second: str) -> None:
+    """Swap two directory entries at once (renameat2 with RENAME_EXCHANGE); OSError where the kernel cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_fdcwd, rename_exchange = -100, 2
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), first)
+    if libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), first)
+
+
+def free_bytes(folder: str) -> int:
+    """Bytes that may still be written to the file system a directory lies on."""
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and all below it, whatever its modes; quiet if it is not there."""
+
+    def unlock(function: object, name: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        parent = os.path.dirname(name)
+        for folder in (parent, name):
+            if os.path.isdir(folder) and not os.path.islink(folder):
+                os.chmod(folder, 0o700)
+        if os.path.isdir(name) and not os.path.islink(name):
+            remove_tree(name)
+        elif os.path.lexists(name):
+            os.unlink(name)
+
+    if os.path.lexists(path):
+        shutil.rmtree(path, onerror=lambda function, name, info: unlock(function, name, info[1]))
+
+
+def is_empty_directory(path: str) -> bool:
+    """Whether a path is a directory with nothing in it."""
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except NotADirectoryError:
+        return False

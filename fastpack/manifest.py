@@ -1,0 +1,234 @@
+"""What an archive says of itself: Manifest <-> bytes, and ``pack.json``.
+
+ASCII JSON lines: a header, then packages, groups, frames, files in archive order, and what was left out; names by
+surrogateescape. docs/design.md, "The manifest", describes every field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastpack import container
+from fastpack.errors import DamagedArchive, HostileArchive, NewerFormat
+from fastpack.fs import check_relative
+from fastpack.model import MANIFEST_FORMAT, Group, GroupKind, Kind
+
+PACK_JSON = ".fastpack/pack.json"
+MANIFEST = ".fastpack/manifest"
+#: No frame is larger when decompressed, unless a single C string is: refused before any memory is given to it.
+MAX_FRAME = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An independently compressed piece of the tar stream. `offset` and `packed_bytes` in the archive file."""
+
+    offset: int
+    packed_bytes: int
+    plain_bytes: int
+    digest: bytes  # of headers and slice digests, see digest.py
+    packed_digest: bytes  # BLAKE3 of the compressed bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of the archive, below the arcroot."""
+
+    kind: Kind
+    path: str
+    mode: int  # in the tar header
+    mtime: int
+    n_bytes: int = 0
+    target: str = ""
+    digest: bytes = b""
+    group: int = 0  # index into the groups
+    final_mode: int | None = None  # of a directory that is stricter than u+rwx
+    verdict: str = ""
+    not_relocated: str = ""
+
+    def header(self, arcroot: str) -> bytes:
+        """Its tar header (DESIGN section 6)."""
+        root = arcroot + "/" if arcroot else ""
+        target = root + self.target if self.kind is Kind.HARDLINK else self.target
+        return container.header(self.kind, root + self.path, self.mode, self.mtime, self.n_bytes, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything an archive says of itself, but for the relocations, which are a member of their own."""
+
+    header: dict[str, Any]
+    packages: tuple[dict[str, str], ...]
+    groups: tuple[Group, ...]
+    frames: tuple[Frame, ...]
+    members: tuple[Member, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def arcroot(self) -> str:
+        return str(self.header["arcroot"])
+
+    @property
+    def dest_prefix(self) -> str | None:
+        value = self.header["dest_prefix"]
+        return None if value is None else str(value)
+
+    def to_bytes(self) -> bytes:
+        """The manifest's member."""
+        return b"".join(json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n" for row in self._rows())
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        yield {"fastpack": self.header}
+        for package in self.packages:
+            yield {"package": package}
+        for group in self.groups:
+            yield {"group": [group.kind, group.name, group.version]}
+        for frame in self.frames:
+            digests = [frame.digest.hex(), frame.packed_digest.hex()]
+            yield {"frame": [frame.offset, frame.packed_bytes, frame.plain_bytes, *digests]}
+        for member in self.members:
+            row: dict[str, Any] = {
+                "path": member.path,
+                "kind": member.kind,
+                "mode": member.mode,
+                "mtime": member.mtime,
+                "group": member.group,
+            }
+            if member.kind is Kind.FILE:
+                row["size"] = member.n_bytes
+                row["digest"] = member.digest.hex()
+            if member.target:
+                row["target"] = member.target
+            if member.final_mode is not None:
+                row["final_mode"] = member.final_mode
+            if member.verdict:
+                row["verdict"] = member.verdict
+            if member.not_relocated:
+                row["not_relocated"] = member.not_relocated
+            yield row
+        for path, why in self.left_out:
+            yield {"left_out": path, "why": why}
+
+
+def check_format(found: object, path: str | None = None) -> None:
+    """Refuse a format of a later fastpack, and what is no format number at all."""
+    if not isinstance(found, int):
+        raise DamagedArchive("the archive states no format version", path=path, found=repr(found))
+    if found > MANIFEST_FORMAT:
+        raise NewerFormat(
+            "the archive was written by a newer fastpack",
+            path=path,
+            expected=f"format {MANIFEST_FORMAT}",
+            found=f"format {found}",
+            hint="install that version here",
+        )
+
+
+def from_bytes(data: bytes) -> Manifest:
+    """Read a manifest, and check all that can be checked without the archive.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive : it names the first bad thing.
+    """
+    rows: Iterator[Any] = (json.loads(line) for line in data.splitlines())
+    header: dict[str, Any] | None = None
+    packages: list[dict[str, str]] = []
+    groups: list[Group] = []
+    frames: list[Frame] = []
+    members: list[Member] = []
+    left_out: list[tuple[str, str]] = []
+    try:
+        for row in rows:
+            if header is None:
+                header = row["fastpack"]
+                check_format(header["format"])
+            elif "path" in row:
+                members.append(_member(row))
+            elif "frame" in row:
+                offset, packed, plain, digest, packed_digest = row["frame"]
+                frames.append(Frame(int(offset), int(packed), int(plain), *map(bytes.fromhex, (digest, packed_digest))))
+            elif "group" in row:
+                kind, name, version = row["group"]
+                groups.append(Group(GroupKind(kind), str(name), str(version)))
+            elif "package" in row:
+                packages.append(row["package"])
+            elif "left_out" in row:
+                left_out.append((str(row["left_out"]), str(row["why"])))
+        if header is None:
+            raise DamagedArchive("the manifest is empty")
+        for key in ("arcroot", "dest_prefix", "requires", "level", "codec"):
+            if key not in header:
+                raise DamagedArchive(f"the manifest's header has no {key!r}")
+        if header["arcroot"] and (why := check_relative(str(header["arcroot"]))):
+            raise HostileArchive(f"the archive's root has {why}", path=str(header["arcroot"]))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DamagedArchive(f"the manifest is broken ({type(error).__name__}: {error})") from None
+    check_members(members)
+    _check_frames(frames)
+    return Manifest(header, tuple(packages), tuple(groups), tuple(frames), tuple(members), tuple(left_out))
+
+
+def _member(row: dict[str, Any]) -> Member:
+    kind = Kind(row["kind"])
+    n_bytes = int(row["size"]) if kind is Kind.FILE else 0
+    if n_bytes < 0:
+        raise ValueError(f"a negative size of {row['path']!r}")
+    return Member(
+        kind=kind,
+        path=str(row["path"]),
+        mode=int(row["mode"]) & 0o777,
+        mtime=int(row["mtime"]),
+        n_bytes=n_bytes,
+        target=str(row.get("target", "")),
+        digest=bytes.fromhex(row["digest"]) if kind is Kind.FILE else b"",
+        group=int(row["group"]),
+        final_mode=None if row.get("final_mode") is None else int(row["final_mode"]) & 0o777,
+        verdict=str(row.get("verdict", "")),
+        not_relocated=str(row.get("not_relocated", "")),
+    )
+
+
+def check_members(members: Iterable[Member]) -> None:
+    """Refuse members that would be written outside of the destination, twice, or through a link.
+
+    Raises
+    ------
+    HostileArchive : it names the first one.
+    """
+    members = tuple(members)
+    directories = {member.path for member in members if member.kind is Kind.DIRECTORY}
+    kinds: dict[str, Kind] = {}
+    for member in members:
+        why = check_relative(member.path)
+        if why is not None:
+            raise HostileArchive(f"a member has {why}", path=member.path)
+        if member.path in kinds:
+            raise HostileArchive("two members have one name", path=member.path)
+        parent = member.path.rpartition("/")[0]
+        if parent and parent not in directories:
+            found = kinds.get(parent)
+            raise HostileArchive(
+                "a member lies in no directory of the archive",
+                path=member.path,
+                expected=f"{parent} to be a directory",
+                found=f"a {found}" if found else "nothing",
+            )
+        if member.kind is Kind.HARDLINK and kinds.get(member.target) is not Kind.FILE:
+            raise HostileArchive("a hard link to no earlier file of the archive", path=member.path, found=member.target)
+        if member.kind is Kind.LINK and (not member.target or "\0" in member.target):
+            raise HostileArchive("a symbolic link to nothing", path=member.path)
+        kinds[member.path] = member.kind
+
+
+def _check_frames(frames: Iterable[Frame]) -> None:
+    position = 0
+    for frame in frames:
+        if frame.offset != position or frame.packed_bytes <= 0 or frame.plain_bytes <= 0:
+            raise DamagedArchive("the manifest's frames do not follow one another", found=f"one at byte {frame.offset}")
+        if frame.plain_bytes > MAX_FRAME:
+            raise DamagedArchive("a frame is too large", expected=f"at most {MAX_FRAME} bytes", found=frame.plain_bytes)
+        position += frame.packed_bytes

@@ -1,0 +1,187 @@
+"""The values that pass between the stages: frozen, without behaviour beyond what follows from their fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+#: The format's own placeholder (255 bytes): stands in files that no package manager wrote with one.
+PLACEHOLDER = b"/opt/fastpack/" + b"_placehold" * 24 + b"_"
+
+MANIFEST_FORMAT = 0
+
+
+class Kind(StrEnum):
+    """What a path is on disk."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    HARDLINK = "hardlink"  # only in archives: a further name of an earlier file
+
+
+class Verdict(StrEnum):
+    """What is known of a managed file (DESIGN section 4)."""
+
+    PROVEN = "proven"  # its normal form has the package's sha256
+    PLACED = "placed"  # it has the sha256 that was recorded at installation; the normal form follows by structure
+    STRUCTURAL = "structural"  # no digest to hold it against
+    RECOMPILED = "recompiled"  # a .pyc that Python has written again
+    MODIFIED = "modified"
+    UNMANAGED = "unmanaged"
+
+
+class GroupKind(StrEnum):
+    CONDA = "conda"
+    PIP = "pip"
+    REST = "rest"
+    FASTPACK = "fastpack"
+
+
+#: The order of groups in an archive.
+GROUP_ORDER = {kind: position for position, kind in enumerate(GroupKind)}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Group:
+    """The unit of change: one conda package, one pip distribution, or the rest."""
+
+    kind: GroupKind
+    name: str
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class PathEntry:
+    """A line of ``paths_data`` in a record, or of ``files`` where there is no more."""
+
+    path: str
+    path_type: str = "hardlink"
+    sha256: str | None = None
+    sha256_in_prefix: str | None = None
+    n_bytes: int | None = None
+    file_mode: str | None = None
+    placeholder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A ``conda-meta/*.json`` file: one installed package."""
+
+    path: str  # below the prefix
+    name: str
+    version: str
+    build: str
+    channel: str
+    noarch: str | None
+    site_packages_path: str | None
+    entries: tuple[PathEntry, ...]
+
+    @property
+    def group(self) -> Group:
+        return Group(GroupKind.CONDA, self.name, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """A path of the environment as it lies on disk. Times in nanoseconds, sizes in bytes."""
+
+    path: str
+    kind: Kind
+    mode: int
+    n_bytes: int
+    mtime_ns: int
+    inode: int
+    device: int
+    n_links: int
+    target: str = ""  # of a symbolic link
+
+    @property
+    def mtime_seconds(self) -> int:
+        return self.mtime_ns // 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something a report says beside its result. `code` is stable, `message` is for people."""
+
+    code: str
+    path: str | None
+    message: str
+
+    def as_dict(self) -> dict[str, object]:
+        return {"code": self.code, "path": self.path, "message": self.message}
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What `pack` did. Sizes in bytes, durations in seconds."""
+
+    prefix: str
+    output: str
+    format: str
+    archive_id: str
+    n_files: int
+    n_directories: int
+    n_links: int
+    n_hardlinks: int
+    n_relocated_files: int
+    n_relocations: int
+    n_frames: int
+    n_packages: int
+    source_bytes: int
+    archive_bytes: int
+    longest_prefix: int | None
+    prefixes: tuple[str, ...]
+    verdicts: dict[str, int]
+    pyc: dict[str, int]
+    left_out: dict[str, int]
+    not_relocated: tuple[dict[str, str], ...]
+    elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, object]:
+        """The object that stands under ``result`` in ``--json`` output."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackReport:
+    """What `unpack` did. Sizes in bytes, durations in seconds."""
+
+    archive: str
+    destination: str
+    prefix: str
+    archive_id: str | None
+    foreign: bool
+    n_files: int
+    n_relocated_files: int
+    written_bytes: int
+    elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, object]:
+        """The object that stands under ``result`` in ``--json`` output."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}
+
+
+@dataclass(frozen=True, slots=True)
+class RelocateReport:
+    """What `relocate` did: files rewritten, right already, and left because they were changed since."""
+
+    root: str
+    prefix: str
+    previous: str | None
+    n_written: int
+    n_unchanged: int
+    n_added: int
+    left: tuple[str, ...]
+    elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, object]:
+        """The object that stands under ``result`` in ``--json`` output."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}

@@ -1,0 +1,621 @@
+"""The policy of relocation over the kernels: from a file on disk to its archive form (DESIGN section 5).
+
+A file's archive form is its bytes on disk under a list of *edits*, and the places that name the prefix in it are its
+*relocations*. Both are found in a planning pass that reads through bounded windows; nothing is changed on disk.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import urllib.parse
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastpack import _relocate_py
+from fastpack._place_py import Kernels, Relocation, Stated, stated_field
+from fastpack.model import PLACEHOLDER
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+if os.environ.get("FASTPACK_PURE", "0") not in ("", "0"):
+    kernel = _relocate_py
+    NATIVE = False
+else:
+    try:
+        from fastpack import _relocate as kernel  # type: ignore[no-redef]
+
+        NATIVE = True
+    except ImportError:
+        kernel = _relocate_py
+        NATIVE = False
+
+KERNELS = Kernels(kernel.place_strings, kernel.restore_strings)
+
+#: Bytes read at once while a file is scanned.
+WINDOW = 8 << 20
+#: Subsets of a text file's hits that are tried against its hash: 2 ** this many.
+_MAX_AMBIGUOUS = 10
+
+_SHEBANG = re.compile(rb"^#![ \t]*(?P<path>/[^\n\r]*?)(?P<options>[ \t][^\n\r]*)?(?P<end>\r?)$")
+_TWO_LINES = re.compile(
+    rb"#!/bin/sh\n'''exec' (?P<quote>[\"']?)(?P<path>/[^\n\"']*?)(?P=quote)(?P<options>(?: [^\n\"']+?)?) "
+    rb"\"\$0\" \"\$@\"(?: #'''|\n' ''')(?=\n|\Z)"
+)
+_ENV_LINE = re.compile(rb"#!/usr/bin/env (?P<name>[^ \t\n\r/]+)(?P<options>[^\n\r]*)")
+_PYTHON = re.compile(rb"^(?:python|pypy)[0-9.]*[a-z]?$")
+_COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
+
+
+class Edit(NamedTuple):
+    """Replace `length` bytes at `offset` of a file on disk by `new`; edits are in order and do not overlap."""
+
+    offset: int
+    length: int
+    new: bytes
+
+
+class ArchiveForm(NamedTuple):
+    """How a file's archive form comes from its bytes on disk, and the relocations in it."""
+
+    edits: tuple[Edit, ...]
+    relocations: tuple[Relocation, ...]
+
+    def n_bytes(self, source_bytes: int) -> int:
+        """The archive form's size, from the size on disk."""
+        return source_bytes + sum(len(edit.new) - edit.length for edit in self.edits)
+
+
+AS_IT_IS = ArchiveForm((), ())
+
+
+class Prefixes:
+    """The source prefixes of an environment and the ways files spell them.
+
+    Parameters
+    ----------
+    paths : absolute paths as bytes, in any order; longest first is what the kernels are given.
+    unique : False if a mention of the prefix in an unmanaged file may well not mean this environment: a path of one
+        component, ``/usr`` or ``/usr/local`` (row 8a).
+    """
+
+    def __init__(self, paths: Iterable[bytes], unique: bool | None = None) -> None:
+        self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
+        spelled: dict[bytes, str] = {path: "text" for path in self.plain}
+        for path in self.plain:
+            spelled.setdefault(urllib.parse.quote(path).encode(), "percent")
+            for ascii_only in (True, False):
+                text = json.dumps(os.fsdecode(path), ensure_ascii=ascii_only)[1:-1]
+                spelled.setdefault(os.fsencode(text), "json")
+        self.spelled = tuple(sorted(spelled, key=lambda path: (-len(path), path)))
+        self.kinds = tuple(spelled[path] for path in self.spelled)
+        if unique is None:
+            unique = not any(path.count(b"/") <= 1 or path == b"/usr/local" for path in self.plain)
+        self.unique = unique
+
+    def strip(self, path: bytes) -> bytes | None:
+        """What follows the prefix in a path below it (``bin/python``); None if it lies elsewhere."""
+        for prefix in self.plain:
+            if path.startswith(prefix + b"/"):
+                return path[len(prefix) + 1 :]
+        return None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+#: ``pread(n_bytes, offset)`` of a file on disk, or of a buffer that holds all of it.
+PRead = Callable[[int, int], bytes]
+
+
+def read_windows(pread: PRead, n_bytes: int, overlap: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(offset, window) over a file, each window beginning `overlap` bytes before the end of the last."""
+    offset = 0
+    while True:
+        data = pread(WINDOW, offset)
+        yield offset, data
+        if offset + len(data) >= n_bytes or not data:
+            return
+        offset += max(1, len(data) - overlap)
+
+
+def apply_edits(data: Buffer, edits: Sequence[Edit]) -> bytes:
+    """A whole file's archive form."""
+    view = memoryview(data)
+    parts: list[Buffer] = []
+    position = 0
+    for offset, length, new in edits:
+        parts += [view[position:offset], new]
+        position = offset + length
+    parts.append(view[position:])
+    return b"".join(parts)
+
+
+def read_range(pread: PRead, edits: Sequence[Edit], start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file's archive form, reading no more of the file than they need."""
+    if not edits:
+        return pread(stop - start, start)
+    parts: list[bytes] = []
+    source = target = 0  # positions on disk and in the archive form, before the next edit
+    for offset, length, new in (*edits, Edit(1 << 62, 0, b"")):
+        run = offset - source
+        low, high = max(start, target), min(stop, target + run)
+        if low < high:
+            parts.append(pread(high - low, source + low - target))
+        target += run
+        low, high = max(start, target), min(stop, target + len(new))
+        if low < high:
+            parts.append(new[low - target : high - target])
+        target += len(new)
+        source = offset + length
+        if target >= stop:
+            break
+    return b"".join(parts)
+
+
+def sha256_of(pread: PRead, n_bytes: int, edits: Sequence[Edit] = ()) -> str:
+    """sha256 in hexadecimal of a file under edits, through windows."""
+    digest = hashlib.sha256()
+    size = ArchiveForm(tuple(edits), ()).n_bytes(n_bytes)
+    for start in range(0, size, WINDOW):
+        digest.update(read_range(pread, edits, start, min(size, start + WINDOW)))
+    return digest.hexdigest()
+
+
+# --- binaries (rows 1 to 4) ------------------------------------------------------------------------------------------
+
+
+class CString(NamedTuple):
+    """A C string that names the prefix, on disk: see `scan_strings` in the kernels."""
+
+    start: int
+    end: int
+    padding: int
+    hits: list[tuple[int, int]]
+
+
+def scan_binary(pread: PRead, n_bytes: int, needles: Sequence[bytes], slot: int) -> list[CString]:
+    """All C strings of a file that hold a needle, whatever window's edge they cross."""
+    strings: list[CString] = []
+    offset, window = 0, WINDOW
+    while True:
+        data = pread(window, offset)
+        final = offset + len(data) >= n_bytes or not data
+        found, resume = kernel.scan_strings(data, needles, slot, final)
+        for start, end, padding, hits in found:
+            strings.append(
+                CString(start + offset, end + offset, padding, [(hit + offset, index) for hit, index in hits])
+            )
+        if final:
+            return strings
+        # A string longer than the window: read more from its start.
+        window = window * 2 if resume == 0 else WINDOW
+        offset += resume
+
+
+def restore_binary(
+    strings: Sequence[CString], needles: Sequence[bytes], placeholder: bytes
+) -> tuple[ArchiveForm, list[CString]]:
+    """Undo what conda did to a managed binary: the placeholder back in, and the NULs it was paid with out.
+
+    Returns
+    -------
+    The normal form, and the strings that are not relocations, since too few NULs stand behind them.
+    """
+    edits: list[Edit] = []
+    relocations: list[Relocation] = []
+    natural: list[CString] = []
+    for string in strings:
+        gap = sum(len(placeholder) - len(needles[index]) for _, index in string.hits)
+        if string.padding < gap or any(len(needles[index]) > len(placeholder) for _, index in string.hits):
+            natural.append(string)
+            continue
+        shift = 0
+        length: int | None = string.end - string.start + gap
+        for hit, index in string.hits:
+            edits.append(Edit(hit, len(needles[index]), placeholder))
+            relocations.append(Relocation(hit + shift, "binary", len(placeholder), length))
+            shift += len(placeholder) - len(needles[index])
+            length = None
+        if gap:
+            edits.append(Edit(string.end, gap, b""))
+    return ArchiveForm(tuple(edits), tuple(relocations)), natural
+
+
+# --- text (rows 7, 8, 12) --------------------------------------------------------------------------------------------
+
+
+def text_form(
+    hits: Sequence[tuple[int, int]], needles: Sequence[bytes], kinds: Sequence[str], placeholder: bytes
+) -> ArchiveForm:
+    """The archive form of a text file whose hits all name the prefix; `kinds` says how each hit spells it."""
+    edits: list[Edit] = []
+    relocations: list[Relocation] = []
+    shift = 0
+    for (offset, index), kind in zip(hits, kinds, strict=True):
+        edits.append(Edit(offset, len(needles[index]), placeholder))
+        relocations.append(Relocation(offset + shift, kind, len(placeholder)))
+        shift += len(placeholder) - len(needles[index])
+    return ArchiveForm(tuple(edits), tuple(relocations))
+
+
+def spelling(data: Buffer, path: str, offset: int, kind: str) -> str:
+    """How a hit in an unmanaged text must be spelled at another prefix, from the format it stands in."""
+    if kind != "text":
+        return kind
+    before = bytes(memoryview(data)[max(0, offset - 7) : offset])
+    if before.endswith((b"file://", b"file:")) or before.endswith(b"localhost"):
+        return "percent"
+    if path.endswith((".json", ".ipynb", ".json5", ".webmanifest")) or path == "conda-meta/state":
+        return "json"
+    return "text"
+
+
+class Header(NamedTuple):
+    """A script's header: its true first line as the package or installer means it, and its length on disk."""
+
+    true: bytes
+    length: int
+
+
+def script_header(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Header | None:
+    """The header of a script whose interpreter lies in the environment; None for any other file.
+
+    The two-line forms that pip, distlib, uv and rattler write for long paths and paths with spaces are taken for the
+    one line they stand for.
+    """
+    if not data.startswith(b"#!"):
+        return None
+    match = _TWO_LINES.match(data)
+    if match is None:
+        line = data.split(b"\n", 1)[0]
+        # The path may hold spaces, which no kernel understands, but conda wrote them before 4.x: take the prefix first.
+        for prefix in prefixes.plain:
+            body = line[2:].lstrip(b" \t")
+            if body.startswith(prefix + b"/"):
+                rest = body[len(prefix) :]
+                return Header(line[: len(line) - len(body)] + placeholder + rest, len(line))
+        return None
+    inner = prefixes.strip(match["path"])
+    if inner is None:
+        return None
+    return Header(b"#!" + placeholder + b"/" + inner + match["options"], match.end())
+
+
+def header_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterator[Header]:
+    """What a managed script's first line may have been before its installer rewrote it, most likely first."""
+    if not data.startswith(b"#!"):
+        return
+    header = script_header(data, prefixes, placeholder)
+    if header is not None:
+        yield header
+    match = _ENV_LINE.match(data)
+    if match:
+        yield Header(b"#!" + placeholder + b"/bin/" + match["name"] + match["options"], match.end())
+
+
+def _hides_docstring(data: bytes) -> bool:
+    """Whether a Python script would notice that our header takes the place of its docstring."""
+    if b"__doc__" not in data and b"__future__" not in data:
+        return False
+    if b"__doc__" in data:
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.get_docstring(ast.parse(data), clean=False) is not None
+    except (SyntaxError, ValueError):
+        return True
+
+
+def relocatable_header(true: bytes, placeholder: bytes, path: str, data: bytes) -> bytes | None:
+    """Row 12: a header that starts the script wherever the environment lies, unrelocated and unactivated.
+
+    Parameters
+    ----------
+    true : the true header, with the placeholder.
+    path : the script's, below the prefix.
+    data : the script's bytes.
+
+    Returns
+    -------
+    None where there is no such form: then the true header stays, and the script is listed.
+    """
+    match = _SHEBANG.match(true.split(b"\n", 1)[0])
+    if match is None and (two := _TWO_LINES.match(true)) is not None:
+        match = two
+    if match is None or not match["path"].startswith(placeholder + b"/bin/"):
+        return None
+    name = match["path"][len(placeholder) + 5 :]
+    options = (match["options"] or b"").strip(b" \t")
+    if b"/" in name or b"\r" in true or not re.fullmatch(rb"[\w.+-]+", name):
+        return None
+    if not re.fullmatch(rb"[\w.+=:,/ \t-]*", options):
+        return None
+    folder = os.path.dirname(path)
+    way = os.path.relpath("bin", folder or ".")
+    here = b'$(dirname -- "$(realpath -- "$0")")'
+    target = here + b"/" + (b"" if way == "." else os.fsencode(way) + b"/") + name
+    spaced = b" " + options if options else b""
+    if _PYTHON.match(name):
+        cookie = next((m for line in data.split(b"\n", 2)[:2] if (m := _COOKIE.match(line))), None)
+        if (cookie is None or cookie[1].lower().replace(b"_", b"-") in (b"utf-8", b"utf8")) and not _hides_docstring(
+            data
+        ):
+            return b"#!/bin/sh\n'''exec' \"" + target + b'"' + spaced + b' "$0" "$@" #\'\'\''
+    elif name.startswith(b"perl"):
+        # -x makes perl begin at the line that names it: without it perl would hand the file back to /bin/sh for ever.
+        return b'#!/bin/sh\nexec "' + target + b'" -x -- "$0" "$@"\n#!perl' + spaced
+    return None if options else b"#!/usr/bin/env " + name
+
+
+def with_header(form: ArchiveForm, header: Header, archive_header: bytes) -> ArchiveForm:
+    """A text's archive form whose header is replaced as a whole, by one relocation of kind ``shebang``."""
+    edits = [edit for edit in form.edits if edit.offset >= header.length]
+    inside = [edit for edit in form.edits if edit.offset < header.length]
+    shift = len(archive_header) - header.length
+    shift -= sum(len(edit.new) - edit.length for edit in inside)
+    relocations = [item._replace(offset=item.offset + shift) for item in form.relocations[len(inside) :]]
+    value = [os.fsdecode(header.true), os.fsdecode(archive_header)]
+    return ArchiveForm(
+        (Edit(0, header.length, archive_header), *edits),
+        (Relocation(0, "shebang", len(archive_header), value), *relocations),
+    )
+
+
+def text_variants(
+    data: bytes, prefixes: Prefixes, placeholder: bytes
+) -> Iterator[tuple[ArchiveForm, Header | None]]:
+    """The normal forms a managed text file may have had, most likely first: (edits that lead there, its header).
+
+    The first replaces every hit. The others leave out hits that may be natural, or take back what an installer did to
+    line 1; which one is right is for the package's sha256 to say.
+    """
+    hits = kernel.find(data, prefixes.plain)
+
+    def form(chosen: Sequence[tuple[int, int]]) -> ArchiveForm:
+        return text_form(chosen, prefixes.plain, ["text"] * len(chosen), placeholder)
+
+    everything = form(hits)
+    line_end = data.find(b"\n") if b"\n" in data else len(data)
+    named = data.startswith(b"#!") and any(offset < line_end for offset, _ in hits)
+    plain_header = None
+    if named:
+        true = apply_edits(data[:line_end], [edit for edit in everything.edits if edit.offset < line_end])
+        plain_header = Header(true, line_end)
+    yield everything, plain_header
+    for header in header_variants(data, prefixes, placeholder):
+        if plain_header is not None and header == plain_header:
+            continue
+        yield with_header(everything, header, header.true), header
+    if 0 < len(hits) <= _MAX_AMBIGUOUS and len(data) << len(hits) <= 1 << 28:
+        for mask in range((1 << len(hits)) - 1):
+            yield form([hit for k, hit in enumerate(hits) if mask >> k & 1]), None
+
+
+# --- symbolic links (row 14) -----------------------------------------------------------------------------------------
+
+
+def link_target(path: str, target: str, prefixes: Prefixes) -> tuple[str, bool]:
+    """A symbolic link's target in the archive, and whether it leads out of the environment.
+
+    An absolute target in the environment is made relative to the link's directory.
+    """
+    raw = os.fsencode(target)
+    if raw in prefixes.plain:
+        return os.path.relpath(".", os.path.dirname(path) or "."), False
+    inner = prefixes.strip(raw)
+    if inner is not None:
+        return os.path.relpath(os.fsdecode(inner) or ".", os.path.dirname(path) or "."), False
+    if target.startswith("/"):
+        return target, True
+    outside = os.path.normpath(os.path.join(os.path.dirname(path), target)).startswith("..")
+    return target, outside
+
+
+# --- records, history, RECORD, direct_url.json (row 16) --------------------------------------------------------------
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+
+
+def json_scalars(text: str) -> Iterator[tuple[tuple[str | int, ...], int, int]]:
+    """(path of keys and indices, start, stop) of every string, number and literal in a JSON text that is well formed."""
+    path: list[str | int] = []
+    containers: list[str] = []
+    expecting_key = False
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        if token in "{[":
+            containers.append(token)
+            path.append(0 if token == "[" else "")
+            expecting_key = token == "{"
+        elif token in "}]":
+            containers.pop()
+            path.pop()
+            expecting_key = False
+        elif token == ",":
+            if containers[-1] == "[":
+                index = path[-1]
+                path[-1] = index + 1 if isinstance(index, int) else 0
+            else:
+                expecting_key = True
+        elif token == ":":
+            expecting_key = False
+        elif expecting_key:
+            path[-1] = json.loads(token)
+        else:
+            yield tuple(path), match.start(), match.end()
+
+
+_BLANKED = {("extracted_package_dir",), ("package_tarball_full_path",), ("link", "source")}
+
+
+def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Stated]) -> ArchiveForm:
+    """Row 16: the archive form of a ``conda-meta/*.json`` record.
+
+    Cache paths and the link's source become ``""`` and its type 1: they name a cache that is not on the target. Hashes
+    and sizes that state a file's placed form state its archive form; a value that states something else (the package's
+    own sha256) is kept. All other bytes are kept.
+
+    Parameters
+    ----------
+    archived, on_disk : sha256 and size of the package's files that name the prefix, by path.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    values = list(json_scalars(text))
+    encoded = len(text) != len(data)
+    paths = {
+        key[2]: json.loads(text[start:stop])
+        for key, start, stop in values
+        if len(key) == 4 and key[:2] == ("paths_data", "paths") and key[3] == "_path"
+    }
+    edits: list[Edit] = []
+    relocations: list[Relocation] = []
+    shift = 0
+    for key, start, stop in values:
+        new: bytes | None = None
+        item: tuple[str, str] | None = None
+        inner_start, inner_stop = start, stop
+        if key in _BLANKED and text[start:stop] != "null":
+            new = b'""'
+        elif key == ("link", "type"):
+            new = b"1"
+        elif len(key) == 4 and key[:2] == ("paths_data", "paths"):
+            path = paths.get(key[2])
+            found, form = on_disk.get(path or ""), archived.get(path or "")
+            if path is None or found is None or form is None:
+                continue
+            field = str(key[3])
+            if field in ("sha256", "sha256_in_prefix") and text[start + 1 : stop - 1] == found.sha256:
+                inner_start, inner_stop, item = start + 1, stop - 1, ("sha256", path)
+            elif field == "size_in_bytes" and text[start:stop] == str(found.n_bytes):
+                item = ("size", path)
+            if item is not None:
+                new = stated_field("record", item, form)
+        if new is None:
+            continue
+        if encoded:
+            offset = len(text[:inner_start].encode("utf-8", "surrogateescape"))
+            length = len(text[inner_start:inner_stop].encode("utf-8", "surrogateescape"))
+        else:
+            offset, length = inner_start, inner_stop - inner_start
+        if item is not None:
+            relocations.append(Relocation(offset + shift, "record", len(new), list(item)))
+        if data[offset : offset + length] != new:
+            edits.append(Edit(offset, length, new))
+            shift += len(new) - length
+    return ArchiveForm(tuple(edits), tuple(relocations))
+
+
+_HISTORY_DATE = re.compile(rb"^==> .* <==$")
+
+
+def history_form(data: bytes) -> ArchiveForm:
+    """Row 16: ``conda-meta/history`` with its dates fixed and its ``# cmd`` lines dropped; specs are kept."""
+    edits: list[Edit] = []
+    offset = 0
+    for line in data.splitlines(keepends=True):
+        body = line.rstrip(b"\r\n")
+        if _HISTORY_DATE.match(body):
+            edits.append(Edit(offset, len(body), b"==> 2000-01-01 00:00:00 <=="))
+        elif body.startswith(b"# cmd"):
+            edits.append(Edit(offset, len(line), b""))
+        offset += len(line)
+    return ArchiveForm(tuple(edits), ())
+
+
+def direct_url_form(data: bytes, prefixes: Prefixes) -> ArchiveForm:
+    """Row 16: pip's ``direct_url.json``: a URL into the environment is relocated, any other local one loses its folder.
+
+    A local wheel's folder is an accident of the machine that installed it; its file name says what was installed.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        json.loads(text)
+    except ValueError:
+        return AS_IT_IS
+    for key, start, stop in json_scalars(text):
+        if key != ("url",) or not text[start:stop].startswith('"file://'):
+            continue
+        url = json.loads(text[start:stop])
+        path = urllib.parse.unquote_to_bytes(urllib.parse.urlsplit(url).path)
+        offset = len(text[:start].encode("utf-8", "surrogateescape"))
+        length = len(text[start:stop].encode("utf-8", "surrogateescape"))
+        inner = prefixes.strip(path)
+        if inner is not None:
+            rest = urllib.parse.quote(inner).encode()
+            new = b'"file://' + PLACEHOLDER + b"/" + rest + b'"'
+            place = Relocation(offset + len(b'"file://'), "direct-url", len(PLACEHOLDER))
+            return ArchiveForm((Edit(offset, length, new),), (place,))
+        name = urllib.parse.quote(path.rstrip(b"/").rsplit(b"/", 1)[-1])
+        return ArchiveForm((Edit(offset, length, f'"file:///{name}"'.encode()),), ())
+    return AS_IT_IS
+
+
+_RECORD_LINE = re.compile(rb"^(?P<path>\"(?:[^\"]|\"\")*\"|[^,\"]*),(?P<stated>sha256=[A-Za-z0-9_-]+,[0-9]+)\r?$")
+
+
+def record_paths(data: bytes, folder: str) -> Iterator[tuple[str, int, bytes]]:
+    """(path below the prefix, offset of hash and size, hash and size) for each such line of a wheel's RECORD.
+
+    `folder` is the directory that RECORD's paths are relative to. A path that leads out of the prefix is left out.
+    """
+    offset = 0
+    for line in data.split(b"\n"):
+        match = _RECORD_LINE.match(line)
+        if match:
+            raw = match["path"]
+            if raw.startswith(b'"'):
+                raw = raw[1:-1].replace(b'""', b'"')
+            path = os.path.normpath(os.path.join(folder, os.fsdecode(raw)))
+            if not path.startswith(("/", "..")):
+                yield path, offset + match.start("stated"), match["stated"]
+        offset += len(line) + 1
+
+
+def pip_record_form(
+    data: bytes, folder: str, archived: dict[str, Stated], on_disk: dict[str, Stated], relocated: frozenset[str]
+) -> ArchiveForm:
+    """Row 16: a pip distribution's RECORD, stating hashes and sizes of the archive forms where it stated the disk's."""
+    edits: list[Edit] = []
+    relocations: list[Relocation] = []
+    shift = 0
+    for path, offset, stated in record_paths(data, folder):
+        form, found = archived.get(path), on_disk.get(path)
+        if form is None or found is None or stated_field("pip-record", path, found) != stated:
+            continue
+        new = stated_field("pip-record", path, form)
+        if path in relocated:
+            relocations.append(Relocation(offset + shift, "pip-record", len(new), path))
+        edits.append(Edit(offset, len(stated), new))
+        shift += len(new) - len(stated)
+    return ArchiveForm(tuple(edits), tuple(relocations))
+
+
+# --- classification --------------------------------------------------------------------------------------------------
+
+
+def is_binary(pread: PRead, n_bytes: int) -> bool:
+    """Row 9: a NUL byte means binary."""
+    return any(b"\0" in data for _, data in read_windows(pread, n_bytes))
+
+
+def scan_unmanaged_text(pread: PRead, n_bytes: int, prefixes: Prefixes) -> list[tuple[int, int]] | None:
+    """Row 8's hits in a file of any size (indices into ``prefixes.spelled``); None if it is binary (row 9)."""
+    margin = max(len(needle) for needle in prefixes.spelled) + 32
+    hits: dict[int, int] = {}
+    for offset, data in read_windows(pread, n_bytes, 2 * margin):
+        if b"\0" in data:
+            return None
+        last = offset + len(data) >= n_bytes
+        for position, index in kernel.find_text(data, prefixes.spelled):
+            # Nearer to an edge than the boundaries reach, the neighbouring window judges.
+            if (position >= margin or offset == 0) and (position + margin <= len(data) or last):
+                hits.setdefault(offset + position, index)
+    return sorted(hits.items())
+
+

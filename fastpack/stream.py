@@ -1,0 +1,373 @@
+"""Reading an archive as a stream: from a pipe, and archives that fastpack did not make.
+
+Members are written as they come; links are kept for the end, so nothing is written through one. What our own archives
+say of themselves is checked when their manifest has arrived.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import zstandard
+
+from fastpack import digest
+from fastpack._place_py import EPOCH_2000, RELOCATIONS
+from fastpack.codec import by_magic, stream_reader
+from fastpack.destination import Destination
+from fastpack.errors import DamagedArchive, HostileArchive
+from fastpack.fs import check_relative
+from fastpack.manifest import MANIFEST, PACK_JSON, Manifest, Member, check_format, from_bytes
+from fastpack.model import Kind, Warned
+
+_MAX_OWN = 1 << 30
+
+
+@dataclass(slots=True)
+class Streamed:
+    """What came out of a stream."""
+
+    manifest: Manifest | None = None
+    manifest_bytes: bytes = b""
+    relocations: bytes = b""
+    n_files: int = 0
+    written_bytes: int = 0
+    links: dict[str, str] = field(default_factory=dict)
+    hardlinks: dict[str, str] = field(default_factory=dict)
+    directories: dict[str, int] = field(default_factory=dict)
+    warnings: list[Warned] = field(default_factory=list)
+
+    def make_links(self, root: str) -> None:
+        """Symbolic links and the directories' modes, last of all."""
+        for path, target in self.links.items():
+            full = os.path.join(root, path)
+            os.symlink(target, full)
+            os.utime(full, (EPOCH_2000, EPOCH_2000), follow_symlinks=False)
+        final = {m.path: m.final_mode for m in self.manifest.members} if self.manifest else {}
+        for path in sorted(self.directories, key=lambda path: -path.count("/")):
+            if path != ".fastpack":
+                os.utime(os.path.join(root, path), (EPOCH_2000, EPOCH_2000))
+            strict = final.get(path)
+            os.chmod(os.path.join(root, path), self.directories[path] if strict is None else strict)
+
+
+class _Tail(io.RawIOBase):
+    """A stream that remembers whether it ended in zeros: tarfile takes a stream that was cut off for its end."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._zeros = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        stripped = len(data.rstrip(b"\0"))
+        self._zeros = len(data) - stripped + (self._zeros if stripped == 0 else 0)
+        return data
+
+    def drain(self) -> None:
+        """Read to the end: what follows the tar's end are zeros or skippable frames."""
+        while self.read(1 << 20):
+            pass
+
+    @property
+    def ended(self) -> bool:
+        return self._zeros >= 1024
+
+
+class _Head(io.RawIOBase):
+    """A raw descriptor whose first bytes can be looked at without losing them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.head = b""
+        while len(self.head) < 512:
+            data = os.read(descriptor, 512 - len(self.head))
+            if not data:
+                break
+            self.head += data
+        self._pending = self.head
+        self.n_read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self._pending:
+            size = len(self._pending) if size < 0 else size
+            data, self._pending = self._pending[:size], self._pending[size:]
+        else:
+            data = os.read(self._descriptor, 1 << 20 if size < 0 else min(size, 1 << 20))
+        self.n_read += len(data)
+        return data
+
+
+def extract_stream(
+    descriptor: int,
+    archive: str,
+    where: Destination,
+    check_head: Callable[[dict[str, Any]], list[Warned]],
+    progress: Callable[[str, int, int, str], None],
+) -> Streamed:
+    """Write a stream's members below ``where.root``.
+
+    Parameters
+    ----------
+    check_head : called with ``pack.json`` of one of our archives before anything else is written.
+
+    Raises
+    ------
+    DamagedArchive, HostileArchive, NewerFormat : whatever was written is the caller's to remove.
+    """
+    raw = _Head(descriptor)
+    if not raw.head:
+        raise DamagedArchive("the archive is empty", path=archive)
+    codec = by_magic(raw.head)
+    source: BinaryIO
+    if codec is not None:
+        source = stream_reader(codec, raw)  # type: ignore[arg-type]
+    elif raw.head.startswith((b"BZh", b"\xfd7zXZ\x00")):
+        import bz2  # noqa: PLC0415 (foreign archives alone)
+
+        opener: Any = bz2.BZ2File if raw.head.startswith(b"BZh") else lzma.LZMAFile
+        source = opener(raw)
+    else:
+        raise DamagedArchive(
+            "this is no archive that fastpack knows", path=archive, expected="a tar, plain or by zstd, gzip, bzip2, xz",
+            found=repr(raw.head[:8]),
+        )  # fmt: skip
+    tail = _Tail(source)
+    try:
+        with tarfile.open(
+            fileobj=tail, mode="r|", encoding="utf-8", errors="surrogateescape", bufsize=1 << 20
+        ) as tar:
+            result = _extract(tar, archive, where, check_head, progress, raw)
+        tail.drain()
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise DamagedArchive(f"the archive cannot be read to its end ({error})", path=archive) from None
+    except OSError as error:
+        if error.errno is None:  # gzip and bz2 raise a bare OSError for bad data
+            raise DamagedArchive(f"the archive cannot be read to its end ({error})", path=archive) from None
+        raise
+    if not tail.ended:
+        raise DamagedArchive("the archive is cut off: its tar stream has no end", path=archive)
+    return result
+
+
+class _Writer:
+    """Writes members one after another, and refuses those that would leave the root."""
+
+    def __init__(self, root: str, ours: bool) -> None:
+        self._root = root
+        self.ours = ours
+        self.kinds: dict[str, Kind] = {}
+        self.digests: dict[str, tuple[int, bytes, int, int]] = {}  # size, digest, mode, mtime
+        self.result = Streamed()
+
+    def name(self, info: tarfile.TarInfo) -> str | None:
+        """A member's path below the root; None for the root itself."""
+        name = info.name
+        if not self.ours:
+            while name.startswith("./"):
+                name = name[2:].lstrip("/")
+            name = name.rstrip("/")
+            if name in ("", "."):
+                return None
+        why = check_relative(name)
+        if why:
+            raise HostileArchive(f"a member has {why}", path=info.name)
+        if name in (".fastpack/incomplete", ".fastpack/state.json") and not self.ours:
+            raise HostileArchive("a member that only fastpack itself may write", path=name)
+        return name
+
+    def prepare(self, path: str, kind: Kind) -> None:
+        """Check a member's place, and make its parents."""
+        parent = ""
+        for part in path.split("/")[:-1]:
+            parent = f"{parent}/{part}" if parent else part
+            known = self.kinds.get(parent)
+            if known is None:
+                self.make_directory(parent, 0o755)
+            elif known is not Kind.DIRECTORY:
+                raise HostileArchive(f"a member would be written through a {known}", path=path, found=parent)
+        known = self.kinds.get(path)
+        if known is None or (known is Kind.DIRECTORY and kind is Kind.DIRECTORY):
+            return
+        if self.ours:
+            raise HostileArchive("two members have one name", path=path)
+        if Kind.DIRECTORY in (known, kind):
+            raise HostileArchive("a directory and something else have one name", path=path)
+        self.result.warnings.append(Warned("duplicate", path, "two members have this name; the last one counts"))
+        self.result.links.pop(path, None)
+        if known is not Kind.LINK:
+            os.unlink(os.path.join(self._root, path))
+
+    def make_directory(self, path: str, mode: int) -> None:
+        if path not in self.kinds:
+            try:
+                os.mkdir(os.path.join(self._root, path), 0o700)
+            except FileExistsError:
+                if path != ".fastpack":  # the marker's
+                    raise
+        self.kinds[path] = Kind.DIRECTORY
+        self.result.directories[path] = mode & 0o777
+
+    def write_file(self, path: str, info: tarfile.TarInfo, source: Any) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        slices: list[bytes] = []
+        left = info.size
+        with os.fdopen(os.open(os.path.join(self._root, path), flags, 0o600), "wb", buffering=0) as out:
+            while left or not slices:
+                data = source.read(min(left, digest.SLICE))
+                if len(data) < min(left, digest.SLICE):
+                    raise DamagedArchive("the archive is cut off in a file", path=path)
+                slices += digest.slice_digests(data)
+                view = memoryview(data)
+                while view:
+                    view = view[out.write(view) or 0 :]
+                left -= len(data)
+            mode = info.mode & 0o777
+            os.fchmod(out.fileno(), mode)
+            os.utime(out.fileno(), (info.mtime, info.mtime))
+        self.kinds[path] = Kind.FILE
+        self.digests[path] = (info.size, digest.file_digest(slices), mode, int(info.mtime))
+        self.result.n_files += 1
+        self.result.written_bytes += info.size
+
+
+def _extract(
+    tar: tarfile.TarFile,
+    archive: str,
+    where: Destination,
+    check_head: Callable[[dict[str, Any]], list[Warned]],
+    progress: Callable[[str, int, int, str], None],
+    raw: _Head,
+) -> Streamed:
+    writer: _Writer | None = None
+    arcroot = ""
+    for info in tar:
+        content: bytes | None = None
+        if writer is None:
+            ours = info.name == PACK_JSON or info.name.endswith("/" + PACK_JSON)
+            if ours and archive != "-":
+                raise DamagedArchive(
+                    "the archive is damaged at its end: fastpack made it, and its manifest is not to be found",
+                    path=archive,
+                )
+            writer = _Writer(where.root, ours)
+            if ours:
+                arcroot = info.name[: -len(PACK_JSON)].rstrip("/")
+                content, head = _read_head(tar, info)
+                writer.result.warnings += check_head(head)
+        if arcroot and writer is not None:
+            if info.name == arcroot and info.isdir():
+                continue
+            if not info.name.startswith(arcroot + "/"):
+                raise HostileArchive("a member lies outside of the archive's root", path=info.name, expected=arcroot)
+            info.name = info.name[len(arcroot) + 1 :]
+            if info.islnk():
+                info.linkname = info.linkname.removeprefix(arcroot + "/")
+        _extract_member(tar, info, writer, where.root, content)
+        progress("unpack", raw.n_read, 0, info.name.split("/", 1)[0])
+    if writer is None:
+        raise DamagedArchive("the archive has no members", path=archive)
+    if writer.ours:
+        _check_against_manifest(writer, archive)
+    return writer.result
+
+
+def _read_head(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[bytes, dict[str, Any]]:
+    source = tar.extractfile(info)
+    if source is None or info.size > _MAX_OWN:
+        raise DamagedArchive("the archive's first member is broken", path=info.name)
+    data = source.read()
+    try:
+        head = json.loads(data)
+        check_format(head["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedArchive(f"the archive's first member is broken ({error})", path=info.name) from None
+    return data, head
+
+
+def _extract_member(
+    tar: tarfile.TarFile, info: tarfile.TarInfo, writer: _Writer, root: str, content: bytes | None
+) -> None:
+    path = writer.name(info)
+    if path is None:
+        return
+    result = writer.result
+    if info.isdir():
+        writer.prepare(path, Kind.DIRECTORY)
+        writer.make_directory(path, info.mode)
+    elif info.issym():
+        if not info.linkname:
+            raise HostileArchive("a symbolic link to nothing", path=path)
+        writer.prepare(path, Kind.LINK)
+        writer.kinds[path] = Kind.LINK
+        result.links[path] = info.linkname
+    elif info.islnk():
+        target = info.linkname.removeprefix("./")
+        if writer.kinds.get(target) not in (Kind.FILE, Kind.HARDLINK):
+            raise HostileArchive("a hard link to no earlier file of the archive", path=path, found=info.linkname)
+        writer.prepare(path, Kind.HARDLINK)
+        os.link(os.path.join(root, target), os.path.join(root, path), follow_symlinks=False)
+        writer.kinds[path] = Kind.HARDLINK
+        result.hardlinks[path] = target
+        result.n_files += 1
+    elif info.isreg():
+        writer.prepare(path, Kind.FILE)
+        source = tar.extractfile(info) if content is None else io.BytesIO(content)
+        writer.write_file(path, info, source)
+        if path in (MANIFEST, RELOCATIONS) and writer.ours:
+            if info.size > _MAX_OWN:
+                raise DamagedArchive("the archive's own member is too large", path=path, found=info.size)
+            with open(os.path.join(root, path), "rb") as file:
+                data = file.read()
+            if path == MANIFEST:
+                result.manifest_bytes = data
+            else:
+                result.relocations = data
+    else:
+        raise HostileArchive("a member is neither file, directory nor link", path=path)
+
+
+def _check_against_manifest(writer: _Writer, archive: str) -> None:
+    """Everything the manifest says has come, and nothing else."""
+    result = writer.result
+    if not result.manifest_bytes:
+        raise DamagedArchive("the archive is cut off: its manifest is missing", path=archive)
+    manifest = from_bytes(result.manifest_bytes)
+    seen = dict(writer.kinds)
+    seen.pop(MANIFEST, None)
+    for member in manifest.members:
+        kind = seen.pop(member.path, None)
+        if kind is not member.kind:
+            raise DamagedArchive(
+                "the tar stream and the manifest disagree", path=member.path, expected=member.kind, found=kind
+            )
+        found: object = None
+        wanted: object = None
+        if kind is Kind.FILE:
+            found = writer.digests[member.path]
+            wanted = (member.n_bytes, member.digest, member.mode, member.mtime)
+        elif kind is Kind.LINK:
+            found, wanted = result.links[member.path], member.target
+        elif kind is Kind.HARDLINK:
+            found, wanted = result.hardlinks[member.path], member.target
+        if found != wanted:
+            raise DamagedArchive("a member is not what the manifest says", path=member.path)
+    if seen:
+        raise DamagedArchive("a member that the manifest does not know", path=sorted(seen)[0])
+    result.manifest = manifest
+
+
+__all__ = ["Member", "Streamed", "extract_stream"]
