@@ -16,7 +16,7 @@ from fastpack.environment import Environment, source_of_pyc
 from fastpack.errors import ChangedWhileRead, Unreadable
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
 from fastpack.parallel import ordered_map
-from fastpack.relocate import (
+from fastpack.relocation import (
     AS_IT_IS,
     WINDOW,
     ArchiveForm,

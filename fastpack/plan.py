@@ -33,7 +33,7 @@ from fastpack.fs import archive_mode
 from fastpack.manifest import MANIFEST_FORMAT, PACK_JSON
 from fastpack.model import GROUP_ORDER, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
-from fastpack.relocate import AS_IT_IS, KERNELS, ArchiveForm, link_target, read_range
+from fastpack.relocation import AS_IT_IS, KERNELS, ArchiveForm, link_target, read_range
 
 #: Bytes of tar stream in a frame, about. A larger file has frames of its own.
 FRAME = 8 << 20

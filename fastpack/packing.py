@@ -25,7 +25,7 @@ from fastpack.manifest import MANIFEST, MANIFEST_FORMAT, Frame, Manifest, Member
 from fastpack.model import Kind, PackReport, Warned
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.plan import FASTPACK, Piece, Plan, Planned, PlannedFrame, make_plan
-from fastpack.relocate import KERNELS, kernel, read_range
+from fastpack.relocation import KERNELS, kernel, read_range
 
 #: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
 Progress = Callable[[str, int, int, str], None]

@@ -38,7 +38,7 @@ from fastpack.fs import explain_os_error
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, UnpackReport, Warned
 from fastpack.parallel import default_threads, ordered_map
-from fastpack.relocate import KERNELS
+from fastpack.relocation import KERNELS
 from fastpack.stream import extract_stream
 
 #: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.

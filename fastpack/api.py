@@ -1,0 +1,143 @@
+"""What ``import fastpack`` gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fastpack import environment, errors
+from fastpack import relocating as _relocating
+from fastpack import packing as _packing
+from fastpack import unpacking as _unpacking
+from fastpack.model import PackReport, RelocateReport, UnpackReport
+
+
+class Environment(environment.Environment):
+    """A conda environment as it lies on disk, with `pack`.
+
+    Examples
+    --------
+    >>> fastpack.Environment.from_name("training").exclude("*.a").pack(output="training.tar.zst")
+    """
+
+    __slots__ = ()
+
+    def pack(self, output: str | None = None, **options: Any) -> PackReport:
+        """Pack this environment, with its filters: see `fastpack.pack` for the options."""
+        return _packing.pack(self, _options(output, **options))
+
+
+def _options(
+    output: str | None = None,
+    format: str = "infer",
+    arcroot: str = "",
+    dest_prefix: str | None = None,
+    verbose: bool = False,
+    force: bool = False,
+    compress_level: int | None = None,
+    n_threads: int = 0,
+    ignore_missing_files: bool = False,
+    ignore_editable_packages: bool = False,
+    verify_source: bool = False,
+    prefix_is_unique: bool = False,
+    strict: bool = False,
+) -> _packing.Options:
+    return _packing.Options(
+        output=None if output is None else os.fspath(output),
+        format=format,
+        compress_level=compress_level,
+        n_threads=n_threads,
+        arcroot=arcroot,
+        dest_prefix=dest_prefix,
+        force=force,
+        ignore_missing_files=ignore_missing_files,
+        ignore_editable_packages=ignore_editable_packages,
+        verify_source=verify_source,
+        prefix_is_unique=prefix_is_unique,
+        strict=strict,
+    )
+
+
+def pack(
+    name: str | None = None,
+    prefix: str | None = None,
+    output: str | None = None,
+    format: str = "infer",
+    arcroot: str = "",
+    dest_prefix: str | None = None,
+    parcel_root: str | None = None,
+    parcel_name: str | None = None,
+    parcel_version: str | None = None,
+    parcel_distro: str | None = None,
+    verbose: bool = False,
+    force: bool = False,
+    compress_level: int | None = None,
+    n_threads: int = 0,
+    zip_symlinks: bool = False,
+    zip_64: bool = True,
+    filters: Sequence[tuple[str, str]] | None = None,
+    ignore_editable_packages: bool = False,
+    ignore_missing_files: bool = False,
+    *,
+    verify_source: bool = False,
+    prefix_is_unique: bool = False,
+    strict: bool = False,
+) -> PackReport:
+    """Pack a conda environment into one archive. The keywords are those of ``conda_pack.pack``, and ours.
+
+    Parameters
+    ----------
+    name, prefix : which environment; at most one of them. Neither: the active one.
+    output : the archive; ``-`` for standard output. Default: the environment's name and the format's suffix.
+    format : ``infer`` (from the output's name, else ``tar.zst``), ``tar.zst``, ``tar.gz`` or ``tar``.
+    arcroot : a directory to put before every member's name; ``unpack`` takes it off.
+    dest_prefix : place everything for that prefix; the archive then has no ``bin/conda-unpack``.
+    verbose : accepted for conda_pack's callers; a library prints nothing.
+    force : replace an output that is there.
+    compress_level : zstd 1 to 22 (default 3), gzip 0 to 9 (default 4).
+    n_threads : 0 or -1 for all cores.
+    filters : ``("exclude" | "include", pattern)``, applied in order.
+    ignore_editable_packages, ignore_missing_files : go on where that would be an error.
+    verify_source : hold every managed file against its sha256, however large.
+    prefix_is_unique : replace mentions of a prefix such as ``/usr/local`` in unmanaged files too.
+    strict : refuse if a file or link depends on the source prefix and cannot be relocated.
+    parcel_root, parcel_name, parcel_version, parcel_distro, zip_symlinks, zip_64 : of formats not made yet.
+
+    Raises
+    ------
+    FastpackError : see fastpack.errors.
+    """
+    if name and prefix:
+        raise errors.UsageError("give a name or a prefix, not both", found=f"{name} and {prefix}")
+    if any((parcel_root, parcel_name, parcel_version, parcel_distro, zip_symlinks, not zip_64)):
+        raise errors.UsageError("this version makes no parcels and no zip files", hint="choose a tar format")
+    if prefix:
+        env = Environment.from_prefix(os.fspath(prefix))
+    elif name:
+        env = Environment.from_name(name)
+    else:
+        env = Environment.from_default()
+    for kind, pattern in filters or ():
+        if kind not in ("exclude", "include"):
+            raise errors.UsageError("an unknown kind of filter", expected="exclude or include", found=kind)
+        env = env.exclude(pattern) if kind == "exclude" else env.include(pattern)  # type: ignore[assignment]
+    return _packing.pack(
+        env,
+        _options(
+            output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
+            ignore_editable_packages, verify_source, prefix_is_unique, strict,
+        ),
+    )  # fmt: skip
+
+
+def unpack(
+    archive: str, prefix: str, *, dest_prefix: str | None = None, force: bool = False, n_threads: int = 0
+) -> UnpackReport:
+    """Unpack an archive into a directory, relocated to it: see `fastpack.unpacking.unpack`."""
+    return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), _unpacking.Options(dest_prefix, force, n_threads))
+
+
+def relocate(prefix: str, *, dest_prefix: str | None = None, n_threads: int = 0) -> RelocateReport:
+    """Put an environment's own prefix into its files, wherever it lies now: see `fastpack.relocating.relocate`."""
+    return _relocating.relocate(os.fspath(prefix), dest_prefix=dest_prefix, n_threads=n_threads)

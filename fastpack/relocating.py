@@ -1,0 +1,198 @@
+"""Relocating an environment where it lies: after it was unpacked by plain tar, moved, or given new files by pip."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from fastpack import digest
+from fastpack._place_py import (
+    INCOMPLETE,
+    RELOCATIONS,
+    RelocatedFile,
+    Stated,
+    longest_prefix,
+    place,
+    read_relocations,
+    read_state,
+    relocate_tree,
+    replace_file,
+    write_relocations,
+    write_state,
+)
+from fastpack.environment import Environment
+from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, UsageError
+from fastpack.examine import examine, open_source
+from fastpack.fs import explain_os_error
+from fastpack.manifest import MANIFEST, from_bytes
+from fastpack.model import DiskFile, Kind, RelocateReport, Warned
+from fastpack.parallel import default_threads
+from fastpack.relocation import KERNELS, read_range
+from fastpack.unpacking import check_length, check_requirements
+
+Progress = Callable[[str, int, int, str], None]
+
+
+def relocate(
+    root: str,
+    *,
+    dest_prefix: str | None = None,
+    n_threads: int = 0,
+    progress: Progress = lambda stage, done, total, group: None,
+) -> RelocateReport:
+    """Put an environment's own prefix into the files that name it, wherever it lies now; any number of times.
+
+    Parameters
+    ----------
+    root : the environment; its absolute path as typed is the prefix, unless `dest_prefix` says otherwise.
+
+    Files that came since it was unpacked are planned first as `pack` would, and recorded. A file that was changed
+    since, so that it is in none of the forms we know, is reported and left.
+
+    Raises
+    ------
+    NotAnEnvironment : fastpack did not make it.
+    PrefixTooLong, WrongPlatform, IncompleteEnvironment : before anything is changed.
+    """
+    started = time.monotonic()
+    root = os.path.abspath(root)
+    target = root if dest_prefix is None else os.path.normpath(dest_prefix)
+    if not target.startswith("/") or "\n" in target:
+        raise UsageError("the target prefix must be an absolute path without a newline", found=repr(target))
+    if not os.path.isdir(root):
+        raise EnvironmentNotFound("no such directory", path=root, hint="give the directory of an environment")
+    if os.path.lexists(os.path.join(root, INCOMPLETE)):
+        raise IncompleteEnvironment(
+            "this environment was never unpacked to its end", path=root, hint="remove it and unpack the archive again"
+        )
+    try:
+        with open(os.path.join(root, RELOCATIONS), "rb") as file:
+            files = read_relocations(file.read())
+        state = read_state(root)
+    except FileNotFoundError:
+        raise NotAnEnvironment(
+            "fastpack did not unpack this environment, so nothing says where its files name the prefix", path=root,
+            hint="pack it with fastpack pack, and unpack that",
+        ) from None  # fmt: skip
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise IncompleteEnvironment(
+            f"its relocations or its state are broken ({error})", path=root, hint="unpack the archive again"
+        ) from None
+    warnings: list[Warned] = []
+    if os.path.exists(os.path.join(root, MANIFEST)):
+        with open(os.path.join(root, MANIFEST), "rb") as file:
+            manifest = from_bytes(file.read())
+        warnings += check_requirements(manifest.header["requires"], dest_prefix is not None)
+    else:
+        raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
+    check_length(target, longest_prefix(files))
+    previous = None if state is None else state["prefix"]
+    archive_id = "" if state is None else str(state.get("archive_id", ""))
+    n_added = 0
+    try:
+        if state is not None and state["complete"]:
+            known = {member.path: (member.n_bytes, member.mtime) for member in manifest.members}
+            threads = n_threads if n_threads > 0 else default_threads()
+            added = _new_files(root, str(previous), known, files, threads, warnings)
+            n_added = len(added)
+            if added:
+                files = sorted([*files, *added], key=lambda file: os.fsencode(file.path))
+                replace_file(os.path.join(root, RELOCATIONS), [write_relocations(files)], 0o644, None)
+        total = sum(file.n_bytes for file in files)
+        done = 0
+
+        def one(file: RelocatedFile) -> None:
+            nonlocal done
+            done += file.n_bytes
+            progress("relocate", done, total, file.path.split("/", 1)[0])
+
+        if state is not None and state["complete"] and previous == target:
+            result_left: list[str] = []
+            n_written, n_unchanged = 0, len(files)
+        else:
+            write_state(root, archive_id, previous, target, False)
+            result = relocate_tree(
+                root, target, files, None if state is None else {**state, "complete": False}, KERNELS, one
+            )
+            write_state(root, archive_id, target, target, True)
+            result_left = result.left
+            n_written, n_unchanged = len(result.written), len(result.unchanged)
+    except OSError as error:
+        raise explain_os_error(error, error.filename or root) from None
+    return RelocateReport(
+        root=root,
+        prefix=target,
+        previous=previous,
+        n_written=n_written,
+        n_unchanged=n_unchanged,
+        n_added=n_added,
+        left=tuple(result_left),
+        elapsed_seconds=time.monotonic() - started,
+        warnings=tuple(warnings),
+    )
+
+
+def _new_files(
+    root: str,
+    prefix: str,
+    known: dict[str, tuple[int, int]],
+    files: list[RelocatedFile],
+    threads: int,
+    warnings: list[Warned],
+) -> list[RelocatedFile]:
+    """Files that came after unpacking and name the prefix, in the placed form we write, with their relocations.
+
+    A file that the manifest knows counts as new when its size or time is not the manifest's.
+    """
+    recorded = {file.path for file in files}
+    env = Environment.from_prefix(root)
+
+    def is_new(file: DiskFile) -> bool:
+        if file.kind is not Kind.FILE or file.path in recorded:
+            return False
+        return known.get(file.path) != (file.n_bytes, file.mtime_seconds)
+
+    subset = {path: file for path, file in env.files.items() if is_new(file)}
+    if not subset:
+        return []
+    some = replace(
+        env,
+        files=subset,
+        entries={path: entry for path, entry in env.entries.items() if path in subset},
+        distributions=tuple(d for d in env.distributions if f"{d.folder}/RECORD" in subset),
+        # Only where it lay when these files were written: the other spellings are the ones that pack would try.
+        earlier_prefixes=(prefix,),
+    )
+    examination = examine(some, threads=threads)
+    added: list[RelocatedFile] = []
+    stated: dict[str, Stated] = {}
+    # RECORDs last: they state hashes of the others.
+    for path, found in sorted(examination.files.items(), key=lambda row: (row[0].endswith("/RECORD"), row[0])):
+        if found.not_relocated:
+            warnings.append(Warned("not-relocated", path, found.not_relocated))
+        if not found.form.relocations or found.archived is None:
+            continue
+        disk = subset[path]
+        with open_source(root, disk) as (_, pread):
+            archived = read_range(pread, found.form.edits, 0, found.archived.n_bytes)
+            before = pread(disk.n_bytes, 0)
+        placed = bytes(
+            place(bytearray(archived), found.form.relocations, found.placeholder, os.fsencode(prefix), 0,
+                  stated, KERNELS.place)
+        )  # fmt: skip
+        stated[path] = Stated(digest.sha256(placed), len(placed))
+        mode = disk.mode & 0o7777
+        if placed != before:
+            # pip's two-line header, say: brought to the form that can be taken back.
+            replace_file(os.path.join(root, path), [placed], mode, None)
+        added.append(
+            RelocatedFile(
+                path, found.archived.sha256, found.archived.n_bytes, mode, found.placeholder, found.form.relocations
+            )
+        )
+    return added
+
+
+__all__ = ["relocate"]
