@@ -92,11 +92,13 @@ def read_relocations(data: bytes) -> list[RelocatedFile]:
     files = []
     for row in table["files"]:
         items = tuple(Relocation(*item) for item in row["items"])
-        for before, item in zip((Relocation(0, "", 0),) + items, items):
+        before = Relocation(0, "", 0)
+        for item in items:
             if not (isinstance(item.offset, int) and isinstance(item.slot, int)) or item.slot < 0:
                 raise ValueError("a relocation without offset or slot in %r" % row["path"])
             if item.offset < before.offset + before.slot or item.offset + item.slot > row["size"]:
                 raise ValueError("a relocation out of order or out of bounds in %r" % row["path"])
+            before = item
         files.append(
             RelocatedFile(
                 str(row["path"]), row["sha256"], row["size"], row["mode"], placeholders[row["placeholder"]], items
@@ -146,7 +148,7 @@ def content_mtime(digest: bytes) -> int:
     return EPOCH_2000 + 2 * (int.from_bytes(digest[:8], "big") % 315576000)
 
 
-def mtime_key(n_bytes: int, head: bytes, tail: bytes) -> bytes:
+def mtime_key(n_bytes: int, head: Any, tail: Any) -> bytes:
     """What is hashed for the mtime of a file over 8 MiB: its size, first and last MiB (one read is then enough)."""
     return n_bytes.to_bytes(8, "little") + bytes(head) + bytes(tail)
 
@@ -394,7 +396,7 @@ def write_state(root: str, archive_id: str, prefix: str | None, target: str, com
     replace_file(os.path.join(root, STATE), [os.fsencode(json.dumps(state, ensure_ascii=False))], 0o644, None)
 
 
-def replace_file(path: str, chunks: Iterable[bytes], mode: int, mtime: int | None) -> None:
+def replace_file(path: str, chunks: Iterable[Any], mode: int, mtime: int | None) -> None:
     """Write a new file beside `path` and rename it over: never through an inode that something else may share."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".fastpack-%d-%s" % (os.getpid(), name[-200:]))

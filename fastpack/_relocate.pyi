@@ -1,6 +1,10 @@
 from collections.abc import Sequence
 
+from typing import Any
+
 from typing_extensions import Buffer
+
+__test__: dict[str, Any]
 
 def find(buffer: Buffer, needles: Sequence[bytes]) -> list[tuple[int, int]]: ...
 def find_batch(buffers: Sequence[Buffer], needles: Sequence[bytes]) -> list[list[tuple[int, int]]]: ...

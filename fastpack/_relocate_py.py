@@ -12,9 +12,9 @@ from typing import Any, Sequence
 
 #: ASCII letters, digits and the marks that may continue a path's component. A byte from 128 on is part of a UTF-8 or
 #: Latin-1 letter, so it continues one too.
-_COMPONENT = frozenset(
-    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.+~%"
-) | frozenset(range(128, 256))
+_COMPONENT = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.+~%") | frozenset(
+    range(128, 256)
+)
 _LETTER = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _ESCAPE = frozenset(b"abfnrtv0")
 _OPTION_LENGTH = 12

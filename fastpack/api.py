@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastpack import environment, errors
-from fastpack import relocating as _relocating
 from fastpack import packing as _packing
+from fastpack import relocating as _relocating
 from fastpack import unpacking as _unpacking
 from fastpack.model import PackReport, RelocateReport, UnpackReport
 
@@ -121,7 +121,7 @@ def pack(
     for kind, pattern in filters or ():
         if kind not in ("exclude", "include"):
             raise errors.UsageError("an unknown kind of filter", expected="exclude or include", found=kind)
-        env = env.exclude(pattern) if kind == "exclude" else env.include(pattern)  # type: ignore[assignment]
+        env = env.exclude(pattern) if kind == "exclude" else env.include(pattern)
     return _packing.pack(
         env,
         _options(

@@ -188,7 +188,9 @@ _threads = click.option("--n-threads", "-j", type=int, default=0, metavar="N", h
 @click.option("--prefix", "-p", metavar="DIR", help="The environment's directory.")
 @click.option("--name", "-n", metavar="NAME", help="The environment's name.")
 @click.option("--output", "-o", metavar="FILE", help="The archive (default: NAME.tar.zst here); - for standard output.")
-@click.option("--format", "format_", default="infer", metavar="FORMAT", help="tar.zst, tar.gz or tar; else by the name.")
+@click.option(
+    "--format", "format_", default="infer", metavar="FORMAT", help="tar.zst, tar.gz or tar; else by the name."
+)
 @click.option("--compress-level", type=int, metavar="N", help="zstd 1-22 (default 3), gzip 0-9 (default 4).")
 @_threads
 @click.option("--arcroot", default="", metavar="DIR", help="A directory to put before every name in the archive.")

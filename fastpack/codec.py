@@ -47,17 +47,19 @@ class Zstd:
         if compressor is None:
             compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
             setattr(self._local, key, compressor)
-        return bytes(compressor.compress(data))
+        return bytes(compressor.compress(memoryview(data)))
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
         try:
             declared = zstandard.frame_content_size(bytes(memoryview(data)[:18]))
             if declared != n_bytes:
-                raise DamagedArchive("a frame has another size than the manifest says", expected=n_bytes, found=declared)
+                raise DamagedArchive(
+                    "a frame has another size than the manifest says", expected=n_bytes, found=declared
+                )
             decompressor = getattr(self._local, "decompressor", None)
             if decompressor is None:
                 decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
-            plain: bytes = decompressor.decompress(data, max_output_size=n_bytes)
+            plain: bytes = decompressor.decompress(memoryview(data), max_output_size=n_bytes)
         except zstandard.ZstdError as error:
             raise DamagedArchive(f"a zstd frame cannot be decompressed: {error}") from None
         if len(plain) != n_bytes:
@@ -72,7 +74,7 @@ class Gzip:
     name = "tar.gz"
     suffix = ".tar.gz"
     default_level = 4
-    levels = range(0, 10)
+    levels = range(10)
 
     def compress(self, data: Buffer, level: int) -> bytes:
         return zlib.compress(data, level, wbits=31)
@@ -95,7 +97,7 @@ class Uncompressed:
     name = "tar"
     suffix = ".tar"
     default_level = 0
-    levels = range(0, 1)
+    levels = range(1)
 
     def compress(self, data: Buffer, level: int) -> bytes:
         return bytes(data)
@@ -150,8 +152,7 @@ def by_magic(head: bytes) -> Codec | None:
 def stream_reader(codec: Codec, source: BinaryIO) -> BinaryIO:
     """A plain stream over a compressed one, of any number of frames or members."""
     if isinstance(codec, Zstd):
-        reader = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
-        return reader  # type: ignore[return-value]
+        return zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
     if isinstance(codec, Gzip):
         import gzip  # noqa: PLC0415 (only pipes and foreign archives need it)
 

@@ -18,7 +18,8 @@ from typing import BinaryIO
 
 from fastpack import fs
 from fastpack._place_py import INCOMPLETE, STATE
-from fastpack.errors import AlreadyExists, FastpackError, IncompleteEnvironment, NoSpace, UsageError
+from fastpack.errors import AlreadyExists, IncompleteEnvironment, NoSpace, UsageError
+from fastpack.model import Kind
 
 
 class Mode(Enum):
@@ -155,7 +156,7 @@ class Destination:
         if self._mode is Mode.ADD:
             self._check_free(own)
         os.makedirs(os.path.join(self.path, ".fastpack"), exist_ok=True)
-        added = {"made": "added", "names": own} if self._mode is Mode.ADD else {"made": "moved"}
+        added: dict[str, object] = {"made": "added", "names": own} if self._mode is Mode.ADD else {"made": "moved"}
         with _make_marker(os.path.join(self.path, INCOMPLETE), added):
             folders: list[tuple[str, int]] = []
             for folder, below, _ in os.walk(self.root):
@@ -187,7 +188,7 @@ class Destination:
 
 
 def _make_marker(path: str, content: dict[str, object]) -> BinaryIO:
-    marker = open(path, "xb")
+    marker = open(path, "xb")  # noqa: SIM115 (stays open as long as its lock is held)
     fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     marker.write(json.dumps(content).encode("ascii"))
     marker.flush()
@@ -252,7 +253,7 @@ def _remove_empty(root: str) -> None:
 
 
 def _files_not_ours(root: str) -> list[str]:
-    """Files of an unpacked environment that its manifest does not know; ``.pyc`` files that Python wrote do not count."""
+    """Files of an unpacked environment that its manifest does not know; what Python compiled does not count."""
     known: set[str] = {INCOMPLETE, STATE, ".fastpack/manifest"}
     try:
         with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
@@ -265,8 +266,5 @@ def _files_not_ours(root: str) -> list[str]:
     return sorted(
         found.path
         for found in fs.walk(root)
-        if found.kind is not fs.Kind.DIRECTORY and found.path not in known and "__pycache__/" not in found.path
+        if found.kind is not Kind.DIRECTORY and found.path not in known and "__pycache__/" not in found.path
     )
-
-
-__all__ = ["Destination", "FastpackError", "Mode"]

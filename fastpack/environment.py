@@ -360,7 +360,9 @@ def _site_packages(records: Iterable[Record], files: dict[str, DiskFile]) -> tup
     return tuple(
         path
         for path, file in files.items()
-        if file.kind is Kind.DIRECTORY and fnmatch.fnmatchcase(path, "lib/python*/site-packages") and path.count("/") == 2
+        if file.kind is Kind.DIRECTORY
+        and fnmatch.fnmatchcase(path, "lib/python*/site-packages")
+        and path.count("/") == 2
     )
 
 
@@ -413,7 +415,7 @@ def _editables(prefix: str, site_packages: Iterable[str], files: dict[str, DiskF
     seen: set[str] = set()
     inside = (prefix + "/", os.path.realpath(prefix) + "/")
     for root in site_packages:
-        for path, file in files.items():
+        for path in files:
             if os.path.dirname(os.path.dirname(path)) != root or not path.endswith(".dist-info/direct_url.json"):
                 continue
             try:

@@ -139,7 +139,11 @@ def _buffered(pread: PRead, n_bytes: int) -> tuple[PRead, bytes | None]:
     if n_bytes > WINDOW:
         return pread, None
     data = pread(n_bytes, 0)
-    return (lambda count, offset: data[offset : offset + count]), data
+    return _from_memory(data), data
+
+
+def _from_memory(data: bytes) -> PRead:
+    return lambda n_bytes, offset: data[offset : offset + n_bytes]
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ def _proves(env: Environment, candidate: str) -> bool:
             data = pread(file.n_bytes, 0)
         if os.fsencode(candidate) not in data:
             continue
-        if _managed_with_placeholder(file, entry, prefixes, lambda n, at, data=data: data[at : at + n], data)[1]:
+        if _managed_with_placeholder(file, entry, prefixes, _from_memory(data), data)[1]:
             return True
         tried += 1
         if tried > 50:
@@ -233,12 +237,12 @@ def _examine_file(
 ) -> Examined:
     claim = env.entries.get(file.path)
     is_pyc = file.path.endswith(".pyc")
-    with open_source(env.prefix, file) as (_, pread):
+    with open_source(env.prefix, file) as (_, read):
         if claim is not None:
-            return _examine_managed(file, claim[1], prefixes, pread, is_pyc, verify_source)
+            return _examine_managed(file, claim[1], prefixes, read, is_pyc, verify_source)
         if is_pyc or file.path in untouchable:
             return Examined(Verdict.UNMANAGED)
-        pread, data = _buffered(pread, file.n_bytes)
+        pread, data = _buffered(read, file.n_bytes)
         return _examine_unmanaged(file, prefixes, pread, data, Verdict.UNMANAGED)
 
 
@@ -363,7 +367,7 @@ def _big_hits(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> Iterator[
 
 
 def _examine_modified(file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Examined:
-    """A managed file with a placeholder that was changed since: by structure where that can be undone, else as found."""
+    """A managed file with a placeholder, changed since: by structure where that can be undone, else as found."""
     if not is_binary(pread, file.n_bytes):
         return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED, always=True)
     strings = scan_binary(pread, file.n_bytes, prefixes.plain, len(PLACEHOLDER))
@@ -503,9 +507,7 @@ def _examine_records(env: Environment, result: Examination) -> None:
         with open_source(env.prefix, file) as (_, pread):
             data = pread(file.n_bytes, 0)
         form = record_form(data, {p: archived[p] for p in own}, {p: on_disk[p] for p in own})
-        result.files[record.path] = _finish(
-            file, form, lambda n, at, data=data: data[at : at + n], Verdict.UNMANAGED, PLACEHOLDER
-        )
+        result.files[record.path] = _finish(file, form, _from_memory(data), Verdict.UNMANAGED, PLACEHOLDER)
     for distribution in env.distributions:
         path = f"{distribution.folder}/RECORD"
         file = env.files[path]
@@ -515,9 +517,7 @@ def _examine_records(env: Environment, result: Examination) -> None:
         form = pip_record_form(
             data, distribution.root, {p: archived[p] for p in own}, {p: on_disk[p] for p in own}, relocated
         )
-        result.files[path] = _finish(
-            file, form, lambda n, at, data=data: data[at : at + n], Verdict.UNMANAGED, PLACEHOLDER
-        )
+        result.files[path] = _finish(file, form, _from_memory(data), Verdict.UNMANAGED, PLACEHOLDER)
 
 
 def likely_cause(env: Environment, path: str, record: Record) -> str:
@@ -538,4 +538,3 @@ def modified(env: Environment, result: Examination) -> Mapping[str, Record]:
         for path, found in result.files.items()
         if found.verdict is Verdict.MODIFIED and path in env.entries
     }
-

@@ -88,7 +88,7 @@ def read_seek_table(descriptor: int, size: int) -> list[tuple[int, int]] | None:
     head = os.pread(descriptor, 8 + count * width, size - length - 8) if size >= length + 8 else b""
     if len(head) != 8 + count * width or struct.unpack_from("<II", head) != (_SEEK_MAGIC, length):
         return None
-    return [struct.unpack_from("<II", head, 8 + k * width) for k in range(count)]  # type: ignore[misc]
+    return [struct.unpack_from("<II", head, 8 + k * width) for k in range(count)]
 
 
 def _zstd_locator(descriptor: int, size: int) -> bytes:

@@ -52,7 +52,15 @@ def walk(root: str, skip: frozenset[str] = frozenset()) -> Iterator[DiskFile]:
             elif stat.S_ISLNK(info.st_mode):
                 kind, target = Kind.LINK, os.readlink(entry.path)
             yield DiskFile(
-                path, kind, info.st_mode, info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev, info.st_nlink, target
+                path,
+                kind,
+                info.st_mode,
+                info.st_size,
+                info.st_mtime_ns,
+                info.st_ino,
+                info.st_dev,
+                info.st_nlink,
+                target,
             )
         pending += reversed(below)
 
@@ -129,7 +137,7 @@ def new_file(path: str, force: bool) -> Iterator[BinaryIO]:
                     if lock(file):
                         os.unlink(debris)
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
-        out = open(temporary, "xb")
+        out = open(temporary, "xb")  # noqa: SIM115 (closed below, after the rename)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     try:

@@ -17,14 +17,14 @@ from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key, place
 from fastpack._version import VERSION
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
-from fastpack.errors import FastpackError, UsageError, Unrelocatable
+from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examine import changed, examine, open_source
 from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
-from fastpack.manifest import MANIFEST, MANIFEST_FORMAT, Frame, Manifest, Member
-from fastpack.model import Kind, PackReport, Warned
+from fastpack.manifest import MANIFEST, Frame, Manifest, Member
+from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Warned
 from fastpack.parallel import default_threads, ordered_map
-from fastpack.plan import FASTPACK, Piece, Plan, Planned, PlannedFrame, make_plan
+from fastpack.plan import Piece, Plan, Planned, PlannedFrame, make_plan
 from fastpack.relocation import KERNELS, kernel, read_range
 
 #: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
@@ -244,10 +244,11 @@ class _Builder:
             return member.content
         with open_source(self._plan.environment.prefix, member.source) as (_, pread):
             data = read_range(pread, member.form.edits, piece.start, piece.stop)
-        if member.archived is not None and piece.start == 0 and piece.stop == member.archived.n_bytes:
+        archived = member.archived
+        whole = archived is not None and (piece.start, piece.stop) == (0, archived.n_bytes)
+        if whole and archived is not None and digest.sha256(data) != archived.sha256:
             # What relocations.json says of it was found in the planning pass.
-            if digest.sha256(data) != member.archived.sha256:
-                raise changed(os.path.join(self._plan.environment.prefix, member.path), "changed")
+            raise changed(os.path.join(self._plan.environment.prefix, member.path), "changed")
         if member.is_pyc:
             self.n_naming += any(kernel.find(data, (prefix,)) for prefix in self._prefixes)
         if member.follows is not None:
@@ -399,6 +400,3 @@ def _report(
         elapsed_seconds=elapsed,
         warnings=tuple(warnings),
     )
-
-
-__all__ = ["FASTPACK", "FastpackError", "Options", "pack"]

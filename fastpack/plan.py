@@ -30,8 +30,8 @@ from fastpack.environment import REST, Environment, source_of_pyc
 from fastpack.errors import EditablePackages, MissingFiles, PrefixTooLong
 from fastpack.examine import Examination, Examined, PycAction, likely_cause, modified, open_source
 from fastpack.fs import archive_mode
-from fastpack.manifest import MANIFEST_FORMAT, PACK_JSON
-from fastpack.model import GROUP_ORDER, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
+from fastpack.manifest import PACK_JSON
+from fastpack.model import GROUP_ORDER, MANIFEST_FORMAT, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
 from fastpack.relocation import AS_IT_IS, KERNELS, ArchiveForm, link_target, read_range
 
@@ -174,9 +174,7 @@ def make_plan(
     members += generated
     # Old scripts of conda that stood where ours will: said in the manifest as left out only if nothing replaces them.
     members.sort(key=_order)
-    packages = tuple(
-        {"name": record.name, "version": record.version, "build": record.build} for record in env.records
-    )
+    packages = tuple({"name": record.name, "version": record.version, "build": record.build} for record in env.records)
     pack_json = {
         "format": MANIFEST_FORMAT,
         "fastpack": VERSION,
@@ -264,7 +262,9 @@ def _check_editable(env: Environment, ignore: bool, warnings: list[Warned]) -> N
         return
     found = [f"{package.name} ({package.location or package.evidence})" for package in env.editable]
     if ignore:
-        warnings.extend(Warned("editable", package.evidence, line) for package, line in zip(env.editable, found))
+        warnings.extend(
+            Warned("editable", package.evidence, line) for package, line in zip(env.editable, found, strict=True)
+        )
         return
     raise EditablePackages(
         "editable packages, whose code lies outside of the environment: " + ", ".join(found),

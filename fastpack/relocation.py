@@ -86,7 +86,7 @@ class Prefixes:
 
     def __init__(self, paths: Iterable[bytes], unique: bool | None = None) -> None:
         self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
-        spelled: dict[bytes, str] = {path: "text" for path in self.plain}
+        spelled: dict[bytes, str] = dict.fromkeys(self.plain, "text")
         for path in self.plain:
             spelled.setdefault(urllib.parse.quote(path).encode(), "percent")
             for ascii_only in (True, False):
@@ -248,7 +248,7 @@ def spelling(data: Buffer, path: str, offset: int, kind: str) -> str:
     if kind != "text":
         return kind
     before = bytes(memoryview(data)[max(0, offset - 7) : offset])
-    if before.endswith((b"file://", b"file:")) or before.endswith(b"localhost"):
+    if before.endswith((b"file://", b"file:")):
         return "percent"
     if path.endswith((".json", ".ipynb", ".json5", ".webmanifest")) or path == "conda-meta/state":
         return "json"
@@ -367,9 +367,7 @@ def with_header(form: ArchiveForm, header: Header, archive_header: bytes) -> Arc
     )
 
 
-def text_variants(
-    data: bytes, prefixes: Prefixes, placeholder: bytes
-) -> Iterator[tuple[ArchiveForm, Header | None]]:
+def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterator[tuple[ArchiveForm, Header | None]]:
     """The normal forms a managed text file may have had, most likely first: (edits that lead there, its header).
 
     The first replaces every hit. The others leave out hits that may be natural, or take back what an installer did to
@@ -423,7 +421,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
 def json_scalars(text: str) -> Iterator[tuple[tuple[str | int, ...], int, int]]:
-    """(path of keys and indices, start, stop) of every string, number and literal in a JSON text that is well formed."""
+    """(path of keys and indices, start, stop) of every string, number and literal in a well-formed JSON text."""
     path: list[str | int] = []
     containers: list[str] = []
     expecting_key = False
@@ -617,5 +615,3 @@ def scan_unmanaged_text(pread: PRead, n_bytes: int, prefixes: Prefixes) -> list[
             if (position >= margin or offset == 0) and (position + margin <= len(data) or last):
                 hits.setdefault(offset + position, index)
     return sorted(hits.items())
-
-

@@ -24,7 +24,7 @@ from fastpack.codec import by_magic, stream_reader
 from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive
 from fastpack.fs import check_relative
-from fastpack.manifest import MANIFEST, PACK_JSON, Manifest, Member, check_format, from_bytes
+from fastpack.manifest import MANIFEST, PACK_JSON, Manifest, check_format, from_bytes
 from fastpack.model import Kind, Warned
 
 _MAX_OWN = 1 << 30
@@ -147,9 +147,7 @@ def extract_stream(
         )  # fmt: skip
     tail = _Tail(source)
     try:
-        with tarfile.open(
-            fileobj=tail, mode="r|", encoding="utf-8", errors="surrogateescape", bufsize=1 << 20
-        ) as tar:
+        with tarfile.open(fileobj=tail, mode="r|", encoding="utf-8", errors="surrogateescape", bufsize=1 << 20) as tar:
             result = _extract(tar, archive, where, check_head, progress, raw)
         tail.drain()
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
@@ -368,6 +366,3 @@ def _check_against_manifest(writer: _Writer, archive: str) -> None:
     if seen:
         raise DamagedArchive("a member that the manifest does not know", path=sorted(seen)[0])
     result.manifest = manifest
-
-
-__all__ = ["Member", "Streamed", "extract_stream"]

@@ -9,9 +9,11 @@ def _say(text: str, quiet: bool) -> None:
 def _main(arguments: list[str]) -> int:
     prefix, options = arguments[0], arguments[1:]
     if "--help" in options or "-h" in options:
-        print("usage: conda-unpack [--quiet] [--version]\n\n"
-              "Puts this environment's prefix into the files that name it. Only recorded places are touched; run it\n"
-              "again after moving the environment. Files that came after unpacking are not looked at.")
+        print(
+            "usage: conda-unpack [--quiet] [--version]\n\n"
+            "Puts this environment's prefix into the files that name it. Only recorded places are touched; run it\n"
+            "again after moving the environment. Files that came after unpacking are not looked at."
+        )
         return 0
     if "--version" in options:
         print("conda-unpack (fastpack @VERSION@)")
@@ -38,8 +40,11 @@ def _main(arguments: list[str]) -> int:
         return 2
     limit = longest_prefix(files)
     if limit is not None and len(raw) > limit:
-        _say("the prefix is too long: %d bytes, at most %d fit; move the environment to a shorter path: %s"
-             % (len(raw), limit, prefix), False)
+        _say(
+            "the prefix is too long: %d bytes, at most %d fit; move the environment to a shorter path: %s"
+            % (len(raw), limit, prefix),
+            False,
+        )
         return 20
     if state is not None and state["complete"] and state["prefix"] == prefix:
         _say("nothing to do: %s has its prefix already" % prefix, quiet)
@@ -60,8 +65,11 @@ def _main(arguments: list[str]) -> int:
         return 23 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 15
     for path in result.left:
         _say("left as it is, since it was changed or removed after unpacking: %s" % path, False)
-    _say("%d files relocated, %d right already, %d left, %.1f s"
-         % (len(result.written), len(result.unchanged), len(result.left), now() - started), quiet)
+    _say(
+        "%d files relocated, %d right already, %d left, %.1f s"
+        % (len(result.written), len(result.unchanged), len(result.left), now() - started),
+        quiet,
+    )
     return 0
 
 

@@ -1,0 +1,173 @@
+"""Reading an archive by its manifest: which frame holds what, and that each frame is what the manifest says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastpack import container, digest
+from fastpack._place_py import RELOCATIONS, RelocatedFile, read_relocations
+from fastpack.codec import Codec
+from fastpack.errors import DamagedArchive
+from fastpack.manifest import Manifest, Member
+from fastpack.model import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Part of a member in a frame. `at` is its data's place in the frame, [start, stop) its place in the member."""
+
+    member: int
+    at: int
+    start: int
+    stop: int
+    header_bytes: int  # of the header right before the data, 0 if it lies in an earlier frame
+
+
+def lay_out(manifest: Manifest) -> list[list[Segment]]:
+    """Which parts of which members each frame holds, from the sizes alone.
+
+    Raises
+    ------
+    DamagedArchive : the members do not fill the frames exactly.
+    """
+    root_bytes = len(os.fsencode(manifest.arcroot)) + 1 if manifest.arcroot else 0
+    sizes = [frame.plain_bytes for frame in manifest.frames]
+    layout: list[list[Segment]] = [[] for _ in sizes]
+    frame = position = 0
+    for index, member in enumerate(manifest.members):
+        while frame < len(sizes) and position == sizes[frame]:
+            frame, position = frame + 1, 0
+        header_bytes = _header_bytes(member, root_bytes)
+        position += header_bytes
+        done = 0
+        first = True
+        while True:
+            if frame >= len(sizes) or position > sizes[frame]:
+                raise DamagedArchive("the manifest's members do not fit its frames", path=member.path)
+            take = min(sizes[frame] - position, member.n_bytes - done)
+            layout[frame].append(Segment(index, position, done, done + take, header_bytes if first else 0))
+            position += take
+            done += take
+            first = False
+            if done == member.n_bytes:
+                break
+            frame, position = frame + 1, 0
+        position += container.padding(member.n_bytes)
+        if position > sizes[frame]:
+            raise DamagedArchive("the manifest's members do not fit its frames", path=member.path)
+    if frame != len(sizes) - 1 or position != sizes[frame]:
+        raise DamagedArchive("the manifest's members do not fill its frames", found=f"frame {frame} of {len(sizes)}")
+    return layout
+
+
+def _header_bytes(member: Member, root_bytes: int) -> int:
+    """The length of a member's tar header, with the GNU long-name members before it."""
+    name = root_bytes + len(os.fsencode(member.path)) + (member.kind is Kind.DIRECTORY)
+    target = len(os.fsencode(member.target)) + (root_bytes if member.kind is Kind.HARDLINK else 0)
+    total = container.BLOCK
+    for length in (name, target):
+        if length > 100:
+            total += container.BLOCK + length + 1 + container.padding(length + 1)
+    return total
+
+
+class FrameReader:
+    """Decodes frames and holds them against the manifest; may be used by several threads."""
+
+    def __init__(self, descriptor: int, codec: Codec, manifest: Manifest) -> None:
+        self._descriptor = descriptor
+        self._codec = codec
+        self._manifest = manifest
+        self.layout = lay_out(manifest)
+
+    def read(self, index: int) -> list[tuple[Segment, memoryview, list[bytes]]]:
+        """A frame's segments with their data and slice digests.
+
+        Raises
+        ------
+        DamagedArchive : it is not what the manifest says; nothing of it was used.
+        """
+        frame = self._manifest.frames[index]
+        packed = os.pread(self._descriptor, frame.packed_bytes, frame.offset)
+        if len(packed) != frame.packed_bytes:
+            raise DamagedArchive(f"the archive is cut off in frame {index}")
+        plain = memoryview(self._codec.decompress(packed, frame.plain_bytes))
+        found: list[tuple[Segment, memoryview, list[bytes]]] = []
+        hashed: list[bytes] = []
+        end = 0
+        for segment in self.layout[index]:
+            member = self._manifest.members[segment.member]
+            if segment.header_bytes:
+                header = member.header(self._manifest.arcroot)
+                start = segment.at - segment.header_bytes
+                if any(plain[end:start]) or plain[start : segment.at] != header:
+                    raise DamagedArchive(
+                        "the tar stream and the manifest disagree", path=member.path, found=f"in frame {index}"
+                    )
+                hashed.append(header)
+            end = segment.at + segment.stop - segment.start
+            data = plain[segment.at : end]
+            slices = digest.slice_digests(data) if member.kind is Kind.FILE else []
+            hashed += slices
+            found.append((segment, data, slices))
+        if any(plain[end:]) or digest.frame_digest(hashed) != frame.digest:
+            names = [self._manifest.members[s.member].path for s, _, _ in found[:1]]
+            raise DamagedArchive(
+                f"frame {index} does not have the digest the manifest states", path=names[0] if names else None
+            )
+        return found
+
+
+def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFile]:
+    """The relocations, from their member near the archive's end, and every check that needs no file's bytes."""
+    wanted = next((i for i, member in enumerate(manifest.members) if member.path == RELOCATIONS), None)
+    if wanted is None:
+        raise DamagedArchive("the archive has no relocations", path=RELOCATIONS)
+    parts: list[bytes] = []
+    for index, segments in enumerate(reader.layout):
+        if any(segment.member == wanted for segment in segments):
+            parts += [bytes(data) for segment, data, _ in reader.read(index) if segment.member == wanted]
+    return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)
+
+
+def check_relocated(data: bytes, members: Sequence[Member], archive_form: bool) -> list[RelocatedFile]:
+    """Read ``relocations.json`` and hold it against the members.
+
+    Raises
+    ------
+    DamagedArchive
+    """
+    try:
+        files = read_relocations(data)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DamagedArchive(
+            f"the relocations are broken ({type(error).__name__}: {error})", path=RELOCATIONS
+        ) from None
+    known = {member.path: member for member in members if member.kind is Kind.FILE}
+    seen: set[str] = set()
+    for file in files:
+        member = known.get(file.path)
+        if member is None or file.path in seen:
+            raise DamagedArchive("relocations of a file that is not in the archive", path=file.path)
+        seen.add(file.path)
+        if archive_form and member.n_bytes != file.n_bytes:
+            raise DamagedArchive(
+                "the relocations are of a file of another size", path=file.path, expected=file.n_bytes,
+                found=member.n_bytes,
+            )  # fmt: skip
+        reach = 0
+        for item in file.items:
+            if item.kind == "binary" and item.value is not None:
+                length = item.value
+                if not isinstance(length, int) or item.offset < reach or item.offset + length > file.n_bytes:
+                    raise DamagedArchive("a relocation reaches out of its file", path=file.path)
+                reach = item.offset + length
+            elif item.kind == "binary" and item.offset + item.slot > reach:
+                raise DamagedArchive("a relocation reaches out of its string", path=file.path)
+            if item.kind == "binary" and item.slot != len(file.placeholder):
+                raise DamagedArchive("a relocation's slot is not its placeholder's length", path=file.path)
+        if len({item.kind == "binary" for item in file.items}) > 1:
+            raise DamagedArchive("relocations of text and of a binary in one file", path=file.path)
+    return files
