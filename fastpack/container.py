@@ -54,6 +54,8 @@ def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int]]:
     while offset + BLOCK <= size:
         block = pread(BLOCK, offset)
         if block == bytes(BLOCK):
+            if pread(len(END), offset) != END:
+                break
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

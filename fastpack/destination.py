@@ -102,7 +102,7 @@ class Destination:
             if self._mode in (Mode.RENAME, Mode.SWAP):
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
                 try:
-                    self._begin(f"{self.path}.partial-{secrets.token_hex(4)}")
+                    self._begin(f"{_stem(self.path)}.partial-{secrets.token_hex(4)}")
                     return self
                 except PermissionError:
                     if self._mode is Mode.SWAP or not os.path.isdir(self.path):
@@ -129,7 +129,7 @@ class Destination:
                 fs.exchange(self.root, self.path)
                 old = self.root
             except OSError:
-                old = f"{self.path}.old-{secrets.token_hex(4)}"
+                old = f"{_stem(self.path)}.old-{secrets.token_hex(4)}"
                 os.rename(self.path, old)
                 os.rename(self.root, self.path)
             self._end(self.path)
@@ -187,6 +187,12 @@ class Destination:
             _remove_debris(self.path)
 
 
+def _stem(path: str) -> str:
+    """A destination's path, its last part short enough to take a suffix (names end at 255 bytes)."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, os.fsdecode(os.fsencode(name)[:220]))
+
+
 def _make_marker(path: str, content: dict[str, object]) -> BinaryIO:
     marker = open(path, "xb")  # noqa: SIM115 (stays open as long as its lock is held)
     fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,7 +219,7 @@ def _unlocked_marker(root: str) -> dict[str, object] | None:
 def _remove_debris(path: str) -> None:
     """Remove what killed runs left for this destination; refuse it while another process is writing there."""
     for root in [
-        *glob.glob(glob.escape(path) + ".partial-*"),
+        *glob.glob(glob.escape(_stem(path)) + ".partial-*"),
         *glob.glob(os.path.join(glob.escape(path), ".fastpack-partial-*")),
     ]:
         if _unlocked_marker(root) is not None:

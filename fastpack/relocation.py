@@ -43,9 +43,9 @@ WINDOW = 8 << 20
 _MAX_AMBIGUOUS = 10
 
 _SHEBANG = re.compile(rb"^#![ \t]*(?P<path>/[^\n\r]*?)(?P<options>[ \t][^\n\r]*)?(?P<end>\r?)$")
-_TWO_LINES = re.compile(
-    rb"#!/bin/sh\n'''exec' (?P<quote>[\"']?)(?P<path>/[^\n\"']*?)(?P=quote)(?P<options>(?: [^\n\"']+?)?) "
-    rb"\"\$0\" \"\$@\"(?: #'''|\n' ''')(?=\n|\Z)"
+_TWO_LINES_HEAD = rb"#!/bin/sh\n'''exec' (?P<quote>[\"']?)"
+_TWO_LINES_TAIL = (
+    rb"(?P<path>/[^\s\"']+)(?P=quote)(?P<options>(?: [^\n\"']+?)?) \"\$0\" \"\$@\"(?: #'''|\n' ''')(?=\n|\Z)"
 )
 _ENV_LINE = re.compile(rb"#!/usr/bin/env (?P<name>[^ \t\n\r/]+)(?P<options>[^\n\r]*)")
 _PYTHON = re.compile(rb"^(?:python|pypy)[0-9.]*[a-z]?$")
@@ -262,6 +262,17 @@ class Header(NamedTuple):
     length: int
 
 
+def _two_lines(data: bytes, prefixes: Sequence[bytes]) -> re.Match[bytes] | None:
+    """The two-line form of pip, distlib, uv or rattler whose interpreter lies below a prefix; ``path`` follows it.
+
+    pip wrote the path without quotes even where it has a space: so the prefix is matched as a whole.
+    """
+    if not data.startswith(b"#!/bin/sh\n'''exec' "):
+        return None
+    matches = (re.match(_TWO_LINES_HEAD + re.escape(prefix) + _TWO_LINES_TAIL, data) for prefix in prefixes)
+    return next((match for match in matches if match), None)
+
+
 def script_header(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Header | None:
     """The header of a script whose interpreter lies in the environment; None for any other file.
 
@@ -270,7 +281,7 @@ def script_header(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Header
     """
     if not data.startswith(b"#!"):
         return None
-    match = _TWO_LINES.match(data)
+    match = _two_lines(data, prefixes.plain)
     if match is None:
         line = data.split(b"\n", 1)[0]
         # The path may hold spaces, which no kernel understands, but conda wrote them before 4.x: take the prefix first.
@@ -280,10 +291,7 @@ def script_header(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Header
                 rest = body[len(prefix) :]
                 return Header(line[: len(line) - len(body)] + placeholder + rest, len(line))
         return None
-    inner = prefixes.strip(match["path"])
-    if inner is None:
-        return None
-    return Header(b"#!" + placeholder + b"/" + inner + match["options"], match.end())
+    return Header(b"#!" + placeholder + match["path"] + match["options"], match.end())
 
 
 def header_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterator[Header]:
@@ -325,12 +333,17 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, data: bytes) 
     -------
     None where there is no such form: then the true header stays, and the script is listed.
     """
-    match = _SHEBANG.match(true.split(b"\n", 1)[0])
-    if match is None and (two := _TWO_LINES.match(true)) is not None:
-        match = two
-    if match is None or not match["path"].startswith(placeholder + b"/bin/"):
+    match = _two_lines(true, (placeholder,))
+    if match is not None:
+        inner = match["path"]
+    else:
+        match = _SHEBANG.match(true.split(b"\n", 1)[0])
+        if match is None or not match["path"].startswith(placeholder + b"/"):
+            return None
+        inner = match["path"][len(placeholder) :]
+    if not inner.startswith(b"/bin/"):
         return None
-    name = match["path"][len(placeholder) + 5 :]
+    name = inner[len(b"/bin/") :]
     options = (match["options"] or b"").strip(b" \t")
     if b"/" in name or b"\r" in true or not re.fullmatch(rb"[\w.+-]+", name):
         return None
@@ -382,7 +395,10 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
     line_end = data.find(b"\n") if b"\n" in data else len(data)
     named = data.startswith(b"#!") and any(offset < line_end for offset, _ in hits)
     plain_header = None
-    if named:
+    two = _two_lines(data, prefixes.plain)
+    if two is not None:
+        line_end = two.end()
+    if named or two is not None:
         true = apply_edits(data[:line_end], [edit for edit in everything.edits if edit.offset < line_end])
         plain_header = Header(true, line_end)
     yield everything, plain_header
@@ -392,7 +408,10 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
         yield with_header(everything, header, header.true), header
     if 0 < len(hits) <= _MAX_AMBIGUOUS and len(data) << len(hits) <= 1 << 28:
         for mask in range((1 << len(hits)) - 1):
-            yield form([hit for k, hit in enumerate(hits) if mask >> k & 1]), None
+            chosen = [hit for k, hit in enumerate(hits) if mask >> k & 1]
+            in_header = sum(offset < line_end for offset, _ in hits)
+            whole_header = sum(offset < line_end for offset, _ in chosen) == in_header
+            yield form(chosen), plain_header if whole_header else None
 
 
 # --- symbolic links (row 14) -----------------------------------------------------------------------------------------

@@ -292,8 +292,7 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
                 write_state(root, archive_id, None, prefix, False)
             extractor = _Extractor(reader, manifest, root, os.fsencode(prefix) if at_once else None, relocated)
             placed = _extract(job, extractor, reader, manifest, total)
-            with open(os.path.join(root, MANIFEST), "xb") as file:
-                file.write(manifest.to_bytes())
+            _write_manifest(root, manifest.to_bytes(), archive_id)
             if at_once:
                 _second_phase(root, relocated, os.fsencode(prefix), placed)
                 _check_all_written(root, relocated, manifest)
@@ -362,6 +361,16 @@ def _check_all_written(root: str, relocated: Sequence[RelocatedFile], manifest: 
     for member in manifest.members:
         if member.kind is Kind.FILE and not os.path.lexists(os.path.join(root, member.path)):
             raise DamagedArchive("a member was not in the archive", path=member.path)
+
+
+def _write_manifest(root: str, data: bytes, archive_id: str) -> None:
+    """The manifest is the one member that it does not list itself."""
+    path = os.path.join(root, MANIFEST)
+    with open(path, "xb") as file:
+        file.write(data)
+    os.chmod(path, 0o644)
+    mtime = content_mtime(bytes.fromhex(archive_id))
+    os.utime(path, (mtime, mtime))
 
 
 def _make_directories(root: str, members: Sequence[Member]) -> None:

@@ -1,0 +1,418 @@
+"""Archives: members, order, modes, times, frames, hard links, reproducibility, and refusals that leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+import fastpack
+from fastpack import errors
+from fastpack.frames import read_manifest, read_seek_table
+from fastpack.made_prefix import MadeFile, MadePackage, install
+from fastpack.manifest import Manifest
+from fastpack.model import GROUP_ORDER, PLACEHOLDER, Kind
+from tests.conftest import P, app_package, c_string
+from tests.oracles.trees import snapshot
+from tests.test_environment import SITE, dist, python_stub, write
+
+
+def manifest_of(archive: str) -> Manifest:
+    with open(archive, "rb") as file:
+        found = read_manifest(file.fileno(), archive)
+    assert found is not None
+    return found[2]
+
+
+def members(archive: str) -> dict[str, tarfile.TarInfo]:
+    with open(archive, "rb") as file:
+        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        with tarfile.open(fileobj=reader, mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
+            return {info.name: info for info in tar}
+
+
+def read_member(archive: str, path: str) -> bytes:
+    with open(archive, "rb") as file:
+        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        with tarfile.open(fileobj=reader, mode="r|") as tar:
+            for info in tar:
+                if info.name == path:
+                    source = tar.extractfile(info)
+                    assert source is not None
+                    return source.read()
+    raise KeyError(path)
+
+
+def test_members_and_their_order(made: str, tmp_path: Path) -> None:
+    dist(made, "tool", {"tool.py": b""})
+    write(made, "loose/file", "x")
+    out = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=made, output=out)
+    names = list(members(out))
+    assert names[0] == ".fastpack/pack.json" and names[-2:] == [".fastpack/relocations.json", ".fastpack/manifest"]
+    found = members(out)
+    kinds = [found[name].isdir() for name in names[1:]]
+    assert kinds == sorted(kinds, reverse=True), "all directories come first"
+    manifest = manifest_of(out)
+    rows = [m for m in manifest.members if m.kind is not Kind.DIRECTORY][1:-1]
+    keys = [(GROUP_ORDER[manifest.groups[m.group].kind], manifest.groups[m.group].name, m.path.endswith(".pyc"),
+             os.fsencode(m.path)) for m in rows]  # fmt: skip
+    assert keys == sorted(keys)
+    for info in found.values():
+        assert (info.uid, info.gid, info.uname, info.gname) == (0, 0, "", "") and not info.pax_headers
+        assert info.mtime % 2 == 0 and 946684800 <= info.mtime < 1577836800
+
+
+def test_pack_json_comes_first_and_says_what_a_pipe_must_know(made: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=made, output=out)
+    head = json.loads(read_member(out, ".fastpack/pack.json"))
+    assert head["format"] == 0 and head["longest_prefix"] == 255
+    assert head["requires"] == {"platform": os.uname().sysname, "arch": os.uname().machine}
+    assert [p["name"] for p in head["packages"]] == ["app"]
+    relocations = json.loads(read_member(out, ".fastpack/relocations.json"))
+    assert {row["path"] for row in relocations["files"]} == {
+        "bin/app", "lib/libapp.so", "share/app/app.conf", "share/app/read-only.txt", "conda-meta/app-1.0-0.json",
+    }  # fmt: skip
+    assert all(len(placeholder) == 255 for placeholder in relocations["placeholders"])
+
+
+def test_no_byte_of_the_source_prefix_is_in_the_archive(made: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.tar")
+    fastpack.pack(prefix=made, output=out)
+    with open(out, "rb") as file:
+        assert os.fsencode(made) not in file.read()
+
+
+def test_modes_are_not_the_umasks(made: str, tmp_path: Path) -> None:
+    for path, mode in {"a": 0o664, "b": 0o775, "c": 0o600, "d": 0o555, "e": 0o4755, "f": 0o644, "g": 0o700}.items():
+        write(made, path, path, mode)
+    os.chmod(os.path.join(made, "conda-meta/app-1.0-0.json"), 0o600)
+    os.makedirs(os.path.join(made, "strict/below"))
+    os.chmod(os.path.join(made, "strict"), 0o555)
+    out = str(tmp_path / "a.tar.zst")
+    report = fastpack.pack(prefix=made, output=out)
+    os.chmod(os.path.join(made, "strict"), 0o755)
+    modes = {name: info.mode for name, info in members(out).items()}
+    assert [modes[name] for name in "abcdefg"] == [0o644, 0o755, 0o600, 0o555, 0o755, 0o644, 0o700]
+    assert modes["conda-meta/app-1.0-0.json"] == 0o644
+    assert modes["strict"] == 0o755 and {m.path: m.final_mode for m in manifest_of(out).members}["strict"] == 0o555
+    assert "special-modes" in {warning.code for warning in report.warnings}
+
+
+def test_a_private_umask_is_not_taken_for_private_files(tmp_path: Path) -> None:
+    archives = []
+    for name, umask in (("open", 0o022), ("closed", 0o077)):
+        before = os.umask(umask)
+        try:
+            prefix = str(tmp_path / name)
+            install([app_package()], prefix)
+            write(prefix, "own", "x", 0o666 & ~umask)
+            for folder, folders, files in os.walk(prefix):
+                for entry in files:
+                    full = os.path.join(folder, entry)
+                    if not os.path.islink(full) and entry != "private.txt":
+                        os.chmod(full, os.stat(full).st_mode & ~umask & 0o7777)
+        finally:
+            os.umask(before)
+        os.unlink(os.path.join(prefix, "share/app/private.txt"))
+        out = str(tmp_path / f"{name}.tar.zst")
+        fastpack.pack(prefix=prefix, output=out, ignore_missing_files=True)
+        archives.append(Path(out).read_bytes())
+    assert archives[0] == archives[1]
+
+
+def test_times_come_from_the_content(made: str, tmp_path: Path) -> None:
+    write(made, "one", "same")
+    write(made, "two", "same")
+    write(made, "three", "other")
+    times = []
+    for k in range(2):
+        out = str(tmp_path / f"{k}.tar.zst")
+        fastpack.pack(prefix=made, output=out)
+        times.append({name: info.mtime for name, info in members(out).items()})
+        os.utime(os.path.join(made, "one"))
+    assert times[0] == times[1]
+    assert times[0]["one"] == times[0]["two"] != times[0]["three"]
+    assert times[0]["share/app/link"] == times[0]["share"] == 946684800
+
+
+def test_the_same_bytes_whatever_the_threads_the_day_and_the_place(tmp_path: Path) -> None:
+    archives = set()
+    for k, name in enumerate(("one", "the other place 环")):
+        prefix = str(tmp_path / name)
+        install([app_package(), MadePackage("big", files={"lib/big": MadeFile(os.urandom(0) + bytes(range(256)) * 90000)})], prefix)
+        write(prefix, "own.txt", f"{prefix}/x\n")
+        write(prefix, "bin/own", f"#!{prefix}/bin/python\n", 0o755)
+        for threads in (1, 2, 5):
+            out = str(tmp_path / f"{k}-{threads}.tar.zst")
+            fastpack.pack(prefix=prefix, output=out, n_threads=threads)
+            archives.add(Path(out).read_bytes())
+        for folder, _, files in os.walk(prefix):
+            for file in files:
+                os.utime(os.path.join(folder, file), (k, k), follow_symlinks=False)
+        out = str(tmp_path / f"{k}-later.tar.zst")
+        fastpack.pack(prefix=prefix, output=out)
+        archives.add(Path(out).read_bytes())
+    assert len(archives) == 1
+
+
+def test_frames_end_at_group_and_class_boundaries(made: str, tmp_path: Path) -> None:
+    dist(made, "tool", {"tool.py": b"x = 1\n"})
+    from tests.test_examine import compiled
+
+    compiled(made, f"{SITE}/tool.py")
+    out = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=made, output=out)
+    manifest = manifest_of(out)
+    from fastpack.reader import lay_out
+
+    for segments in lay_out(manifest):
+        groups = {manifest.members[s.member].group for s in segments}
+        classes = {manifest.members[s.member].path.endswith(".pyc") for s in segments}
+        assert len(groups) == len(classes) == 1
+    with open(out, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        table = read_seek_table(file.fileno(), size)
+    assert table is not None
+    assert [(f.packed_bytes, f.plain_bytes) for f in manifest.frames] == table[: len(manifest.frames)]
+    assert sum(packed for packed, _ in table) == size - 8 * len(table) - 17
+    assert table[-1][1] == 0, "the locator has an entry too"
+    data = Path(out).read_bytes()
+    assert struct.unpack_from("<I", data)[0] == zstandard.MAGIC_NUMBER != 0x184D2A5D, "never a skippable frame first"
+
+
+def test_a_big_file_spans_frames_that_no_string_crosses(tmp_path: Path) -> None:
+    frame = 8 << 20
+    data = bytearray(os.urandom(64) * ((20 << 20) // 64)).replace(b"/", b"x").replace(b"\0", b"y")
+    for boundary in (4 << 20, frame, 2 * frame):
+        string = b"\0" + c_string(b"", b"/a:", b"/b") + b"\0"
+        data[boundary - 300 : boundary - 300 + len(string)] = string
+    data[frame + 5000 : frame + 5000 + (1 << 20)] = b"z" * (1 << 20)  # a region without a NUL
+    source, wanted = str(tmp_path / "source"), str(tmp_path / "target")
+    package = MadePackage("big", files={"lib/big.so": MadeFile(bytes(data), file_mode="binary")})
+    install([package], source)
+    install([package], wanted)
+    reference = Path(wanted, "lib/big.so").read_bytes()
+    shutil.rmtree(wanted)
+    out = str(tmp_path / "a.tar.zst")
+    report = fastpack.pack(prefix=source, output=out)
+    assert report.verdicts["proven with a prefix"] == 1
+    assert len(manifest_of(out).frames) >= 3
+    fastpack.unpack(out, wanted)
+    assert Path(wanted, "lib/big.so").read_bytes() == reference
+    shutil.rmtree(wanted)
+    with open(out, "rb") as stream:
+        from tests.conftest import run_fastpack
+
+        assert run_fastpack("unpack", "-", "-p", wanted, stdin=stream).code == 0
+    assert Path(wanted, "lib/big.so").read_bytes() == reference
+
+
+def test_identical_files_of_a_group_become_hard_links(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "env")
+    same, small = bytes(range(256)) * 20, b"x" * 4096
+    files = {
+        "a/one": MadeFile(same), "b/two": MadeFile(same), "c/exec": MadeFile(same, 0o755), "d/small": MadeFile(small),
+        "d/small2": MadeFile(small), "e/text": MadeFile(P + same, file_mode="text"),
+        "e/text2": MadeFile(P + same, file_mode="text"),
+    }  # fmt: skip
+    install([MadePackage("one", files=files), MadePackage("two", files={"z/other": MadeFile(same)})], prefix)
+    out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "unpacked")
+    report = fastpack.pack(prefix=prefix, output=out)
+    assert report.n_hardlinks == 1
+    found = members(out)
+    assert found["b/two"].islnk() and found["b/two"].linkname == "a/one"
+    fastpack.unpack(out, target)
+    assert os.path.samefile(f"{target}/a/one", f"{target}/b/two")
+    assert Path(target, "z/other").read_bytes() == Path(target, "c/exec").read_bytes() == same
+
+
+def test_a_hard_link_of_the_source_is_never_patched_through(made: str, tmp_path: Path) -> None:
+    os.link(os.path.join(made, "share/app/app.conf"), tmp_path / "cache copy")
+    before = snapshot(made)
+    out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "unpacked")
+    fastpack.pack(prefix=made, output=out)
+    fastpack.unpack(out, target)
+    assert snapshot(made) == before
+    assert Path(target, "share/app/app.conf").read_bytes() == b"home = " + target.encode() + b"\r\nlib=" + target.encode() + b"/lib"
+
+
+@pytest.mark.parametrize("suffix", ["tar.zst", "tar.gz", "tar", "tgz", "tzst"])
+def test_every_format_unpacks_to_the_same(made: str, tmp_path: Path, suffix: str) -> None:
+    out, target = str(tmp_path / f"a.{suffix}"), str(tmp_path / "target")
+    fastpack.pack(prefix=made, output=out)
+    fastpack.unpack(out, target)
+    found = snapshot(target)
+    for path in list(found):
+        if path.startswith(".fastpack"):
+            del found[path]
+    reference_archive, reference = str(tmp_path / "ref.tar.zst"), str(tmp_path / "away")
+    fastpack.pack(prefix=made, output=reference_archive)
+    fastpack.unpack(reference_archive, reference)
+    os.rename(target, str(tmp_path / "first"))
+    shutil.rmtree(reference)
+    fastpack.unpack(reference_archive, target)
+    wanted = {path: value for path, value in snapshot(target).items() if not path.startswith(".fastpack")}
+    assert found == wanted
+
+
+def test_levels_and_formats_are_checked(made: str, tmp_path: Path) -> None:
+    for output, level in (("a.tar.zst", 23), ("a.tar.zst", 0), ("a.tar.gz", 10), ("a.tar", 1)):
+        with pytest.raises(errors.UsageError, match="no such compression level"):
+            fastpack.pack(prefix=made, output=str(tmp_path / output), compress_level=level)
+    with pytest.raises(errors.UsageError, match="does not tell the format"):
+        fastpack.pack(prefix=made, output=str(tmp_path / "a.rar"))
+    with pytest.raises(errors.UsageError, match="unknown format"):
+        fastpack.pack(prefix=made, output=str(tmp_path / "a"), format="rar")
+    assert fastpack.pack(prefix=made, output=str(tmp_path / "named"), format="tar.gz", compress_level=9).format == "tar.gz"
+    assert sorted(os.listdir(tmp_path)) == ["made env", "named"]
+
+
+def test_missing_files_are_listed_by_package(made: str, tmp_path: Path) -> None:
+    os.unlink(os.path.join(made, "lib/libapp.so"))
+    out = str(tmp_path / "a.tar.zst")
+    with pytest.raises(errors.MissingFiles, match=r"app 1.0 .*lib/libapp.so") as caught:
+        fastpack.pack(prefix=made, output=out)
+    assert caught.value.exit_code == 13 and not os.path.exists(out)
+    report = fastpack.pack(prefix=made, output=out, ignore_missing_files=True)
+    assert "missing-files" in {warning.code for warning in report.warnings}
+    # What was left out is not missing in what comes of it.
+    target = str(tmp_path / "unpacked")
+    fastpack.unpack(out, target)
+    fastpack.pack(prefix=target, output=str(tmp_path / "again.tar.zst"))
+
+
+def test_excluded_files_are_not_missing_later(made: str, tmp_path: Path) -> None:
+    out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "unpacked")
+    report = fastpack.pack(prefix=made, output=out, filters=[("exclude", "share/*"), ("include", "*.conf")])
+    assert report.left_out["excluded"] == 6
+    assert "share/app/app.conf" in members(out) and "share/app/plain.txt" not in members(out)
+    fastpack.unpack(out, target)
+    fastpack.pack(prefix=target, output=str(tmp_path / "again.tar.zst"))
+
+
+def test_editable_packages_are_refused(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "env")
+    install([python_stub()], prefix)
+    write(prefix, f"{SITE}/two.egg-link", "/home/me/two\n.\n")
+    out = str(tmp_path / "a.tar.zst")
+    with pytest.raises(errors.EditablePackages, match=r"two \(/home/me/two\)") as caught:
+        fastpack.pack(prefix=prefix, output=out)
+    assert caught.value.exit_code == 14
+    assert "editable" in {w.code for w in fastpack.pack(prefix=prefix, output=out, ignore_editable_packages=True).warnings}
+
+
+def test_an_output_in_the_prefix_or_in_the_way_is_refused(made: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="in the environment itself"):
+        fastpack.pack(prefix=made, output=os.path.join(made, "a.tar.zst"))
+    os.symlink(made, tmp_path / "link")
+    with pytest.raises(errors.UsageError, match="in the environment itself"):
+        fastpack.pack(prefix=made, output=str(tmp_path / "link" / "a.tar.zst"))
+    out = tmp_path / "a.tar.zst"
+    out.write_text("precious")
+    with pytest.raises(errors.AlreadyExists):
+        fastpack.pack(prefix=made, output=str(out))
+    assert out.read_text() == "precious"
+    with pytest.raises(errors.UsageError, match="directory is not there"):
+        fastpack.pack(prefix=made, output=str(tmp_path / "no" / "a.tar.zst"))
+    # A failure with --force keeps the old output.
+    with pytest.raises(errors.FastpackError):
+        fastpack.pack(prefix=made, output=str(out), force=True, dest_prefix="/" + "x" * 300)
+    assert out.read_text() == "precious"
+    fastpack.pack(prefix=made, output=str(out), force=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "link", "made env"]
+
+
+def test_the_default_output_is_named_after_the_real_prefix(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.symlink(made, tmp_path / "alias")
+    monkeypatch.chdir(tmp_path)
+    assert fastpack.pack(prefix="alias").output == str(tmp_path / "made env.tar.zst")
+
+
+def test_debris_of_killed_runs_is_removed_and_living_ones_are_let_be(made: str, tmp_path: Path) -> None:
+    import fcntl
+
+    dead, alive = tmp_path / ".a.tar.zst.fastpack-partial-dead", tmp_path / ".a.tar.zst.fastpack-partial-alive"
+    dead.write_text("x")
+    with open(alive, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fastpack.pack(prefix=made, output=str(tmp_path / "a.tar.zst"))
+        assert not dead.exists() and alive.exists()
+
+
+def test_dest_prefix_places_everything_and_can_be_relocated_again(made: str, tmp_path: Path) -> None:
+    out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "image" / "root")
+    fastpack.pack(prefix=made, output=out, dest_prefix="/srv/app env")
+    assert "bin/conda-unpack" not in members(out)
+    assert read_member(out, "share/app/app.conf") == b"home = /srv/app env\r\nlib=/srv/app env/lib"
+    fastpack.unpack(out, target, dest_prefix="/srv/app env")
+    plain = str(tmp_path / "plain.tar.zst")
+    fastpack.pack(prefix=made, output=plain)
+    other = str(tmp_path / "image" / "other")
+    fastpack.unpack(plain, other, dest_prefix="/srv/app env")
+    keep = lambda tree: {p: v for p, v in tree.items() if not p.startswith(".fastpack") and p != "bin/conda-unpack"}  # noqa: E731
+    assert keep(snapshot(target)) == keep(snapshot(other))
+    moved = str(tmp_path / "moved")
+    fastpack.unpack(out, moved)
+    assert Path(moved, "share/app/app.conf").read_bytes() == b"home = %s\r\nlib=%s/lib" % (moved.encode(), moved.encode())
+    with pytest.raises(errors.PrefixTooLong):
+        fastpack.pack(prefix=made, output=out, force=True, dest_prefix="/" + "x" * 255)
+
+
+def test_arcroot_is_in_the_names_and_taken_off_again(made: str, tmp_path: Path) -> None:
+    write(made, "same1", b"s" * 5000)
+    write(made, "same2", b"s" * 5000)
+    out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "target")
+    fastpack.pack(prefix=made, output=out, arcroot="top/env")
+    assert all(name.startswith("top/env/") for name in members(out))
+    assert members(out)["top/env/same2"].linkname == "top/env/same1"
+    fastpack.unpack(out, target)
+    assert os.path.samefile(f"{target}/same1", f"{target}/same2")
+    for bad in ("../x", "a//b"):
+        with pytest.raises(errors.UsageError):
+            fastpack.pack(prefix=made, output=out, force=True, arcroot=bad)
+
+
+def test_strict_refuses_what_depends_on_the_source(made: str, tmp_path: Path) -> None:
+    write(made, "lib/own.so", b"\x7fELF\0" + os.fsencode(made) + b"/lib" + bytes(400))
+    out = str(tmp_path / "a.tar.zst")
+    with pytest.raises(errors.Unrelocatable) as caught:
+        fastpack.pack(prefix=made, output=out, strict=True)
+    assert caught.value.exit_code == 21 and caught.value.path == "lib/own.so"
+    assert fastpack.pack(prefix=made, output=out).not_relocated == (
+        {"path": "lib/own.so", "why": "an unmanaged binary that names the prefix"},
+    )
+
+
+def test_fluent_interface(made: str, tmp_path: Path) -> None:
+    env = fastpack.Environment.from_prefix(made)
+    report = env.exclude("*.conf").include("nothing").pack(output=str(tmp_path / "a.tar.gz"))
+    assert report.format == "tar.gz" and "share/app/app.conf" not in manifest_of(report.output).header
+    assert report.left_out == {"excluded": 1}
+
+
+def test_odd_names_go_through(made: str, tmp_path: Path) -> None:
+    names = ["new\nline", "x" * 255, "näme-名前", os.fsdecode(b"\xff\xfe"), "-dash", "a'b\"c", " space ", "d/" * 60 + "y" * 200]
+    for name in names:
+        write(made, f"odd/{name}", f"#{name}".encode("utf-8", "surrogateescape") + os.fsencode(made))
+    out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "target")
+    fastpack.pack(prefix=made, output=out)
+    fastpack.unpack(out, target)
+    for name in names:
+        data = Path(target, f"odd/{name}").read_bytes()
+        assert data == f"#{name}".encode("utf-8", "surrogateescape") + os.fsencode(made) or data.endswith(target.encode())
+
+
+def test_the_archive_form_of_unmanaged_text_has_our_own_placeholder(made: str, tmp_path: Path) -> None:
+    write(made, "own.txt", f"{made}/x")
+    out = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=made, output=out)
+    assert read_member(out, "own.txt") == PLACEHOLDER + b"/x"
+    assert len(PLACEHOLDER) == 255
