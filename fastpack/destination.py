@@ -11,13 +11,14 @@ import glob
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from types import TracebackType
 from typing import BinaryIO
 
 from fastpack import fs
-from fastpack._place_py import INCOMPLETE, STATE
+from fastpack._place_py import INCOMPLETE, STATE, read_state
 from fastpack.errors import AlreadyExists, IncompleteEnvironment, NoSpace, UsageError
 from fastpack.model import Kind
 
@@ -125,19 +126,24 @@ class Destination:
             # Over an empty directory a rename is as atomic as over nothing.
             os.rename(self.root, self.path)
         elif self._mode is Mode.SWAP:
-            try:
-                fs.exchange(self.root, self.path)
-                old = self.root
-            except OSError:
-                old = f"{_stem(self.path)}.old-{secrets.token_hex(4)}"
-                os.rename(self.path, old)
-                os.rename(self.root, self.path)
-            self._end(self.path)
-            fs.remove_tree(old)
+            self._swap()
             return
         else:
             self._move_in()
         self._end(self.path)
+
+    def _swap(self) -> None:
+        """Exchange the new environment for the old one; whatever a kill leaves is one of them, whole, in its place."""
+        with _locked_directory(self.path), _locked_directory(self.root):
+            self._end(self.root)
+            old = self.root
+            try:
+                fs.exchange(self.root, self.path)
+            except OSError:  # a file system without exchange: for a moment there is none
+                old = f"{_stem(self.path)}.partial-{secrets.token_hex(4)}"
+                os.rename(self.path, old)
+                os.rename(self.root, self.path)
+            fs.remove_tree(old)
 
     def _end(self, root: str) -> None:
         self._finished = True
@@ -182,8 +188,9 @@ class Destination:
             return
         if self._lock is not None:
             self._lock.close()
-        if self.root and self.root != self.path:
-            fs.remove_tree(self.root)
+        if self.root and self.root != self.path and os.path.lexists(os.path.join(self.root, INCOMPLETE)):
+            _remove_marked(self.root)
+        if self.root:
             _remove_debris(self.path)
 
 
@@ -223,17 +230,18 @@ def _remove_debris(path: str) -> None:
         *glob.glob(os.path.join(glob.escape(path), ".fastpack-partial-*")),
     ]:
         if _unlocked_marker(root) is not None:
-            fs.remove_tree(root)
+            _remove_marked(root)
+        elif not os.path.lexists(os.path.join(root, INCOMPLETE)):
+            _remove_unmarked(root, path)
     if not os.path.lexists(os.path.join(path, INCOMPLETE)):
         return
     content = _unlocked_marker(path)
     if content is None:
         raise IncompleteEnvironment("another process is unpacking there", path=path, hint="wait for it to end")
     if content.get("made") == "whole":
-        fs.remove_tree(path)
+        _remove_marked(path)
     elif content.get("made") == "moved":
-        for name in os.listdir(path):
-            fs.remove_tree(os.path.join(path, name))
+        _remove_marked(path, keep_root=True)
     elif content.get("made") == "added" and isinstance(names := content.get("names"), list):
         for name in [*names, INCOMPLETE]:
             if isinstance(name, str) and fs.check_relative(name) is None:
@@ -247,6 +255,47 @@ def _remove_debris(path: str) -> None:
             "a marker of an unfinished run that cannot be read", path=os.path.join(path, INCOMPLETE),
             hint="remove the directory yourself",
         )  # fmt: skip
+
+
+def _remove_unmarked(root: str, path: str) -> None:
+    """Debris without a marker: nothing in it yet, or the environment that a swap took out of `path`."""
+    try:
+        with _locked_directory(root):
+            try:
+                state = read_state(root)
+            except ValueError:
+                state = None
+            if state is not None and state.get("target") == path:
+                fs.remove_tree(root)
+                return
+            for folder in (os.path.join(root, ".fastpack"), root):
+                os.rmdir(folder)
+    except OSError:
+        pass
+
+
+@contextmanager
+def _locked_directory(path: str) -> Iterator[None]:
+    """Hold a directory's lock; OSError if another process has it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_marked(root: str, keep_root: bool = False) -> None:
+    """Remove a directory that bears our marker, the marker last: a kill on the way leaves it to be recognised again."""
+    own = os.path.join(root, ".fastpack")
+    for folder in (root, own):
+        for name in os.listdir(folder):
+            if name != ".fastpack" and os.path.join(folder, name) != os.path.join(root, INCOMPLETE):
+                fs.remove_tree(os.path.join(folder, name))
+    os.unlink(os.path.join(root, INCOMPLETE))
+    os.rmdir(own)
+    if not keep_root:
+        os.rmdir(root)
 
 
 def _remove_empty(root: str) -> None:

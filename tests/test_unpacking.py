@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -461,7 +461,8 @@ def test_foreign_archives_unpack_as_they_are(tmp_path: Path) -> None:
 def test_what_conda_pack_makes_unpacks(made: str, tmp_path: Path, suffix: str) -> None:
     conda_pack = pytest.importorskip("conda_pack")
     out = str(tmp_path / f"c.{suffix}")
-    with contextlib.suppress(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it misses the package cache
         conda_pack.pack(prefix=made, output=out)
     report = fastpack.unpack(out, str(tmp_path / "target"))
     assert report.foreign and os.path.exists(tmp_path / "target/bin/conda-unpack")

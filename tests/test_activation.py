@@ -1,0 +1,171 @@
+"""bin/activate and deactivate in the real shells, after plain extraction and after unpacking."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fastpack
+from fastpack.made_prefix import MadeFile, MadePackage, install
+from tests.conftest import app_package
+from tests.test_environment import write
+
+SHELLS = ["bash", "zsh", "dash", "ksh", "sh"]
+
+
+def require(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"not on this machine: {shell}")
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> str:
+    """An unpacked environment with activation scripts, one of which reads a variable that is not set."""
+    source, target = str(tmp_path / "source"), str(tmp_path / "it's an \"env\" 环境 $x")
+    files = {
+        "etc/conda/activate.d/a.sh": MadeFile(b'export APP_HOME="$CONDA_PREFIX/app"\n: $NOT_SET_ANYWHERE\n'),
+        "etc/conda/activate.d/b.sh": MadeFile(b"export APP_ORDER=${APP_HOME##*/}\n"),
+        "etc/conda/deactivate.d/a.sh": MadeFile(b"unset APP_HOME APP_ORDER\n"),
+        "etc/conda/activate.d/a.fish": MadeFile(b'set -gx APP_HOME "$CONDA_PREFIX/app"\n'),
+        "etc/conda/deactivate.d/a.fish": MadeFile(b"set -e APP_HOME\n"),
+        "etc/conda/activate.d/other.txt": MadeFile(b"exit 3\n"),
+    }
+    install([app_package(), MadePackage("act", files=files)], source)
+    out = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=source, output=out)
+    fastpack.unpack(out, target)
+    return target
+
+
+def run(shell: str, text: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
+    return subprocess.run(
+        [shell, "-c", text, shell, *arguments], capture_output=True, text=True, env={**clean, **variables}, timeout=60
+    )
+
+
+@pytest.mark.parametrize("options", ["", "set -u; ", "set -eu; "])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_activates_and_undoes_itself_exactly(env: str, tmp_path: Path, shell: str, options: str) -> None:
+    require(shell)
+    text = f"""{options}PS1='$ '; export PS1; cd /
+set > "$2/before"
+. "$1/bin/activate"
+printf '%s\\n' "$CONDA_PREFIX" "$CONDA_DEFAULT_ENV" "$CONDA_SHLVL" "$PATH" "$PS1" "$APP_HOME" "$APP_ORDER"
+. "$1/bin/activate"
+printf '%s\\n' "$CONDA_SHLVL"
+deactivate
+set > "$2/after"
+command -v deactivate || echo gone
+"""
+    done = run(shell, text, env, str(tmp_path), PATH="/usr/local/bin:/usr/bin:/bin")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    name = os.path.basename(env)
+    assert done.stdout.splitlines() == [
+        env, name, "1", f"{env}/bin:/usr/local/bin:/usr/bin:/bin", f"({name}) $ ", f"{env}/app", "app", "1", "gone",
+    ]  # fmt: skip
+    before, after = ((tmp_path / name).read_text().splitlines() for name in ("before", "after"))
+    # What a shell itself changes from one `set` to the next.
+    own = re.compile(r"^(_|BASH_\w+|LINENO|RANDOM|SRANDOM|SECONDS|EPOCH\w+|PIPESTATUS|TTYIDLE|status|\?|!|0|pipestatus)=")
+    assert [line for line in after if not own.match(line)] == [line for line in before if not own.match(line)]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_conda_environment_that_was_active_comes_back(env: str, shell: str) -> None:
+    require(shell)
+    text = """. "$1/bin/activate"; PATH=/mine:$PATH; echo "$CONDA_SHLVL"; deactivate
+printf '%s\\n' "$CONDA_PREFIX" "$CONDA_DEFAULT_ENV" "$CONDA_SHLVL" "$PATH" """
+    outer = {"CONDA_PREFIX": "/opt/conda", "CONDA_DEFAULT_ENV": "base", "CONDA_SHLVL": "2"}
+    done = run(shell, text, env, **outer, PATH="/usr/bin:/bin")
+    assert done.stdout.splitlines() == ["3", "/opt/conda", "base", "2", "/mine:/usr/bin:/bin"], done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_one_after_another(env: str, tmp_path: Path, shell: str) -> None:
+    require(shell)
+    second = str(tmp_path / "second")
+    fastpack.unpack(str(tmp_path / "a.tar.zst"), second)
+    text = '. "$1/bin/activate"; . "$2/bin/activate"; echo "$CONDA_PREFIX:$CONDA_SHLVL:$PATH"; deactivate; echo "$PATH"'
+    done = run(shell, text, env, second, PATH="/usr/bin:/bin")
+    assert done.stdout.splitlines() == [f"{second}:1:{second}/bin:/usr/bin:/bin", "/usr/bin:/bin"], done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_by_relative_path_and_in_a_script_and_a_subshell(env: str, tmp_path: Path, shell: str) -> None:
+    require(shell)
+    for text in ('cd "$1/bin"; . ./activate; echo "$CONDA_PREFIX"', 'cd "$1"; ( . bin/activate; echo "$CONDA_PREFIX" )',
+                 'f() { . "$1/bin/activate"; }; f "$1"; echo "$CONDA_PREFIX"', '. "$1/bin/../bin/activate"; echo "$CONDA_PREFIX"'):  # fmt: skip
+        done = run(shell, text, env)
+        assert (done.stdout.strip(), done.stderr) == (env, ""), text
+    script = tmp_path / "script"
+    script.write_text('. "$1/bin/activate"\necho "$CONDA_PREFIX"\n')
+    done = subprocess.run([shell, str(script), env], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (env, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_pending_relocations_are_said_in_one_line(env: str, tmp_path: Path, shell: str) -> None:
+    require(shell)
+    text = '. "$1/bin/activate"; echo "$CONDA_PREFIX"'
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    subprocess.run(["tar", "--zstd", "-xf", str(tmp_path / "a.tar.zst"), "-C", str(raw)], check=True)
+    done = run(shell, text, str(raw))
+    assert done.stdout.strip() == str(raw) and done.stderr.count("\n") == 1 and f"{raw}/bin/conda-unpack" in done.stderr
+    moved = str(tmp_path / "moved")
+    os.rename(env, moved)
+    done = run(shell, text, moved)
+    assert done.stdout.strip() == moved and "was moved" in done.stderr and done.stderr.count("\n") == 1
+    assert run(shell, '"$1/bin/conda-unpack" -q', moved).returncode == 0
+    assert run(shell, text, moved).stderr == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_half_an_environment_is_not_activated(env: str, shell: str) -> None:
+    require(shell)
+    write(env, ".fastpack/incomplete", "")
+    done = run(shell, '. "$1/bin/activate" || echo "refused $?"; echo "${CONDA_PREFIX-none}"', env)
+    assert done.stdout.split() == ["refused", "1", "none"] and "not unpacked to its end" in done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_deactivate_can_be_sourced_and_nothing_is_active(env: str, shell: str) -> None:
+    require(shell)
+    done = run(shell, 'set -u; . "$1/bin/activate"; . "$1/bin/deactivate"; . "$1/bin/deactivate"; echo "${CONDA_PREFIX-none}"', env)
+    assert (done.stdout.strip(), done.stderr) == ("none", "")
+
+
+def test_fish(env: str, tmp_path: Path) -> None:
+    require("fish")
+    text = """cd /
+source "$argv[1]/bin/activate.fish"; or exit 1
+printf '%s\\n' $CONDA_PREFIX $CONDA_DEFAULT_ENV $CONDA_SHLVL $PATH[1] $APP_HOME
+source "$argv[1]/bin/activate.fish"
+echo $CONDA_SHLVL
+set -gx PATH /mine $PATH
+deactivate
+for name in CONDA_PREFIX CONDA_DEFAULT_ENV CONDA_SHLVL CONDA_PROMPT_MODIFIER APP_HOME _FASTPACK_PREFIX
+    set -q $name; and echo "left $name"
+end
+string join : $PATH
+functions -q deactivate; and echo "left deactivate"
+"""
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", text, env], capture_output=True, text=True, timeout=60,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stderr == "", done.stderr
+    assert done.stdout.splitlines() == [
+        env, os.path.basename(env), "1", f"{env}/bin", f"{env}/app", "1", "/mine:/usr/bin:/bin",
+    ]  # fmt: skip
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    subprocess.run(["tar", "--zstd", "-xf", str(tmp_path / "a.tar.zst"), "-C", str(raw)], check=True)
+    done = subprocess.run(["fish", "--no-config", "-c", 'source "$argv[1]/bin/activate.fish"; echo $CONDA_PREFIX', str(raw)],
+                          capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})  # fmt: skip
+    assert done.stdout.strip() == str(raw) and f"{raw}/bin/conda-unpack" in done.stderr
