@@ -91,20 +91,45 @@ def read_relocations(data: bytes) -> list[RelocatedFile]:
     placeholders = [os.fsencode(text) for text in table["placeholders"]]
     files = []
     for row in table["files"]:
+        parts = str(row["path"]).split("/")
+        if ".." in parts or "" in parts or "\0" in row["path"]:
+            raise ValueError("a path that may lead out of the environment: %r" % row["path"])
         items = tuple(Relocation(*item) for item in row["items"])
+        if not isinstance(row["mode"], int) or not isinstance(row["size"], int) or not isinstance(row["sha256"], str):
+            raise ValueError("mode, size or sha256 of %r is none" % row["path"])
         before = Relocation(0, "", 0)
         for item in items:
             if not (isinstance(item.offset, int) and isinstance(item.slot, int)) or item.slot < 0:
                 raise ValueError("a relocation without offset or slot in %r" % row["path"])
+            if not _has_its_value(item):
+                raise ValueError("a relocation of kind %r with another value in %r" % (item.kind, row["path"]))
             if item.offset < before.offset + before.slot or item.offset + item.slot > row["size"]:
                 raise ValueError("a relocation out of order or out of bounds in %r" % row["path"])
             before = item
         files.append(
             RelocatedFile(
-                str(row["path"]), row["sha256"], row["size"], row["mode"], placeholders[row["placeholder"]], items
+                str(row["path"]),
+                row["sha256"],
+                row["size"],
+                row["mode"] & 0o777,
+                placeholders[row["placeholder"]],
+                items,
             )
         )
     return files
+
+
+def _has_its_value(item: Relocation) -> bool:
+    """Whether a relocation's value is what its kind needs."""
+    value = item.value
+    if item.kind == "binary":
+        return value is None or (isinstance(value, int) and value >= 0)
+    if item.kind == "pip-record":
+        return isinstance(value, str)
+    if item.kind in ("shebang", "record"):
+        texts = isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+        return texts and (item.kind == "shebang" or value[0] in ("sha256", "size"))
+    return value is None
 
 
 def write_relocations(files: Iterable[RelocatedFile]) -> bytes:
@@ -378,28 +403,77 @@ def read_state(root: str) -> dict[str, Any] | None:
             state = json.loads(os.fsdecode(file.read()))
     except FileNotFoundError:
         return None
-    if not isinstance(state, dict) or "prefix" not in state or "complete" not in state:
-        raise ValueError("it says neither prefix nor whether it is complete")
+    if not isinstance(state, dict) or not isinstance(state.get("complete"), bool):
+        raise ValueError("it does not say whether it is complete")
+    for name in ("prefix", "target"):
+        if not isinstance(state.get(name), (str, type(None))):
+            raise ValueError("its %s is no path" % name)
+    earlier = state.get("earlier", [])
+    if not isinstance(earlier, list) or not all(isinstance(path, str) for path in earlier):
+        raise ValueError("its earlier prefixes are no paths")
     return state
 
 
-def write_state(root: str, archive_id: str, prefix: str | None, target: str, complete: bool) -> None:
-    """Write ``.fastpack/state.json``: before the first change with the old prefix, after the last with the new one."""
+def begin_state(root: str, state: Mapping[str, Any] | None, target: str) -> dict[str, Any]:
+    """Write ``.fastpack/state.json`` before the first change, and return it.
+
+    While it is not complete it names every prefix that a file may have: interrupted runs add up.
+    """
+    known = [] if state is None else [*state.get("earlier", []), state.get("prefix"), state.get("target")]
+    begun = {
+        "format": 0,
+        "archive_id": "" if state is None else state.get("archive_id", ""),
+        "prefix": None if state is None else state.get("prefix"),
+        "target": target,
+        "earlier": [path for path in dict.fromkeys(known) if path is not None and path != target],
+        "pad": "conda",
+        "complete": False,
+    }
+    _replace_state(root, begun)
+    return begun
+
+
+def write_state(root: str, archive_id: str, prefix: str) -> None:
+    """Write ``.fastpack/state.json`` after the last change: everything names `prefix`."""
     state = {
         "format": 0,
         "archive_id": archive_id,
         "prefix": prefix,
-        "target": target,
+        "target": prefix,
         "pad": "conda",
-        "complete": complete,
+        "complete": True,
     }
+    _replace_state(root, state)
+
+
+def _replace_state(root: str, state: dict[str, Any]) -> None:
     replace_file(os.path.join(root, STATE), [os.fsencode(json.dumps(state, ensure_ascii=False))], 0o644, None)
+
+
+_NEW = ".fastpack-new-"
+
+
+def _remove_debris(folder: str) -> None:
+    """Remove what `replace_file` left in a directory when its process was killed."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        if not name.startswith(_NEW):
+            continue
+        try:
+            os.kill(int(name[len(_NEW) :].split("-", 1)[0]), 0)
+        except ProcessLookupError:
+            os.unlink(os.path.join(folder, name))
+        except (OSError, ValueError):
+            pass
 
 
 def replace_file(path: str, chunks: Iterable[Any], mode: int, mtime: int | None) -> None:
     """Write a new file beside `path` and rename it over: never through an inode that something else may share."""
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, ".fastpack-%d-%s" % (os.getpid(), name[-200:]))
+    temporary = os.path.join(folder, "%s%d-%s" % (_NEW, os.getpid(), name[-200:]))
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -436,36 +510,43 @@ def relocate_file(
 ) -> str:
     """Bring one file to `target`; 'written', 'unchanged', or 'left' when it is none of the forms we know.
 
-    Read and written in windows where lengths stay, so memory does not grow with a binary's size.
+    Read and written in windows, so memory does not grow with its size (records apart, which are small).
     """
     binary = bool(file.items) and file.items[0].kind == "binary"
     with open(path, "rb") as stream:
-        n_bytes = os.fstat(stream.fileno()).st_size
-        cuts = list(windows(file.items, n_bytes, SMALL_FILE)) if binary else [(0, n_bytes, 0, len(file.items))]
-        if binary and n_bytes != file.n_bytes:
+        info = os.fstat(stream.fileno())
+        n_bytes = info.st_size
+        cuts = list(windows(file.items, file.n_bytes, SMALL_FILE))
+        if file.second_phase:
+            cuts = [(0, n_bytes, 0, len(file.items))]
+        elif binary and n_bytes != file.n_bytes:
             return "left"
         for source in sources:
-            check, result = hashlib.sha256(), hashlib.sha256()
+            disk, check, result = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
             head = tail = b""
 
             def forms(
-                source: bytes | None = source, check: Any = check, result: Any = result
-            ) -> Iterator[tuple[bytearray, bytearray]]:
+                source: bytes | None = source, disk: Any = disk, check: Any = check, result: Any = result
+            ) -> Iterator[bytearray]:
                 stream.seek(0)
                 for start, stop, first, last in cuts:
-                    data = bytearray(stream.read(stop - start))
                     items = file.items[first:last]
+                    growth = 0 if source is None else placed_growth(items, file.placeholder, source)
+                    data = bytearray(stream.read(stop - start + growth))
+                    disk.update(data)
                     if source is not None:
                         data = unplace(data, items, file.placeholder, source, start, archive, kernels.restore)
                     check.update(data)
                     done = place(data, items, file.placeholder, target, start, placed, kernels.place)
                     result.update(done)
-                    yield done, done
+                    yield done
+                if stream.read(1):
+                    raise Mismatch("more bytes than the archive form has")
 
             # The first pass only checks: a file that is not what we know is never half-written.
             try:
                 size = 0
-                for done, _ in forms():
+                for done in forms():
                     size += len(done)
                     head = head if len(head) >= MIB else head + bytes(done[: MIB - len(head)])
                     tail = (tail + bytes(done[-MIB:]))[-MIB:]
@@ -474,12 +555,12 @@ def relocate_file(
             if check.hexdigest() != file.sha256:
                 continue
             placed[file.path] = Stated(result.hexdigest(), size)
-            if source == target:
+            if result.digest() == disk.digest():
                 return "unchanged"
             digest = result.digest()
             if size > SMALL_FILE:
                 digest = hashlib.sha256(mtime_key(size, head, tail)).digest()
-            replace_file(path, (done for done, _ in forms()), file.mode, content_mtime(digest))
+            replace_file(path, forms(), stat.S_IMODE(info.st_mode) & 0o777, content_mtime(digest))
             return "written"
     return "left"
 
@@ -499,20 +580,19 @@ def relocate_tree(
     root : where the environment lies.
     target : the prefix its files shall name (the same, except for an image root).
     files : from ``relocations.json``.
-    state : from ``state.json``, or None if the files are in archive form. After an interruption a file may be in any of
-        three forms: the old prefix's, the new one's, the archive's; its sha256 tells.
+    state : from ``state.json``, or None if there is none. A file may be in the form of any prefix it names, or in
+        archive form (extracted anew over it, say); its sha256 tells.
 
     Returns
     -------
     TreeResult. A file that is in none of the known forms was changed since, and is left as it is.
     """
-    sources: list[bytes | None] = []
-    for name in ("target", "prefix"):
-        known = (state or {}).get(name)
-        if known is not None and os.fsencode(known) not in sources:
-            sources.append(os.fsencode(known))
-    if state is None or not state["complete"]:
-        sources.append(None)
+    found = state or {}
+    names = [target, found.get("prefix"), found.get("target"), *found.get("earlier", [])]
+    sources: list[bytes | None] = [os.fsencode(name) for name in dict.fromkeys(names) if name is not None]
+    sources.append(None)
+    for folder in sorted({os.path.dirname(file.path) for file in files} | {".fastpack"}):
+        _remove_debris(os.path.join(root, folder))
     archive = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
     placed: dict[str, Stated] = {}
     result = TreeResult([], [], [])
@@ -527,6 +607,19 @@ def relocate_tree(
             {"written": result.written, "unchanged": result.unchanged, "left": result.left}[outcome].append(file.path)
             progress(file)
     return result
+
+
+def unwritable(root: str, files: Sequence[RelocatedFile]) -> str | None:
+    """The first file or directory that stands in the way of `relocate_tree`; None if all can be read and replaced."""
+    for folder in sorted({os.path.dirname(file.path) for file in files} | {".fastpack"}):
+        path = os.path.join(root, folder)
+        if os.path.isdir(path) and not os.access(path, os.W_OK | os.X_OK):
+            return path
+    for file in files:
+        path = os.path.join(root, file.path)
+        if _is_regular(path) and not os.access(path, os.R_OK):
+            return path
+    return None
 
 
 def now() -> float:

@@ -96,12 +96,14 @@ class Console:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """The first signal ends the work; further ones do not disturb the cleaning up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], None]) -> None:
     """Do a command's work; print what came of it; exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)
     code = 0
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -125,7 +127,7 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
         error = {"class": "Interrupted", "message": "interrupted", "path": None, "expected": None, "found": None,
                  "hint": None}  # fmt: skip
         console.stop()
-        _fail(console, "interrupted; nothing was left behind")
+        _fail(console, "interrupted")
     except BrokenPipeError:
         code = 1
         error = {"class": "BrokenPipeError", "message": "the reader of the output went away", "path": None,
@@ -138,7 +140,11 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
                  "found": None, "hint": "this is a bug: please report it with the traceback"}  # fmt: skip
         console.stop()
         traceback.print_exc()
-    console.finish(code, result, warnings, error)
+    try:
+        console.finish(code, result, warnings, error)
+    except OSError as failure:
+        print(f"fastpack {console.command}: the JSON cannot be written ({failure.strerror})", file=sys.stderr)
+        os._exit(code or 1)  # a second try at flushing would only fail again
     sys.exit(code)
 
 
@@ -175,7 +181,7 @@ class _Filters(click.Command):
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="fastpack", message="%(prog)s %(version)s")
-def main() -> None:
+def cli() -> None:
     """Pack a conda environment into one archive, and run it on a machine without conda, network or root."""
 
 
@@ -184,7 +190,7 @@ _quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 _threads = click.option("--n-threads", "-j", type=int, default=0, metavar="N", help="Threads (default: all cores).")
 
 
-@main.command(cls=_Filters)
+@cli.command(cls=_Filters)
 @click.option("--prefix", "-p", metavar="DIR", help="The environment's directory.")
 @click.option("--name", "-n", metavar="NAME", help="The environment's name.")
 @click.option("--output", "-o", metavar="FILE", help="The archive (default: NAME.tar.zst here); - for standard output.")
@@ -253,7 +259,7 @@ def pack(
     run(console, work, describe)
 
 
-@main.command()
+@cli.command()
 @click.argument("archive")
 @click.option("--prefix", "-p", required=True, metavar="DIR", help="The directory to unpack to; also the new prefix.")
 @click.option("--dest-prefix", metavar="DIR", help="Place files for this prefix instead (an image's root).")
@@ -281,7 +287,7 @@ def unpack(
     run(console, work, describe)
 
 
-@main.command()
+@cli.command()
 @click.argument("prefix")
 @click.option("--dest-prefix", metavar="DIR", help="The prefix to put into the files, if not PREFIX itself.")
 @_threads
@@ -307,7 +313,7 @@ def relocate(prefix: str, dest_prefix: str | None, n_threads: int, quiet: bool, 
     run(console, work, describe)
 
 
-@main.command()
+@cli.command()
 @click.option("--channel", metavar="DIR_OR_URL", help="Take the packages from a conda channel, with py-rattler.")
 @click.option("--work", metavar="DIR", help="Where to do it (default: a temporary directory, removed at the end).")
 @_json
@@ -328,6 +334,24 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
     run(console, do, lambda report: console.say(f"all of it in {time.monotonic() - started:.1f} s"))
 
 
+def main() -> None:
+    """The program: signals end in exit code 130, and a wrong usage answers in JSON too where that was asked for."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as failure:
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        console = Console(command, False, "--json" in sys.argv, "-" in sys.argv)
+        if not console.as_json:
+            failure.show()
+        error = {"class": "UsageError", "message": failure.format_message(), "path": None, "expected": None,
+                 "found": None, "hint": "see --help"}  # fmt: skip
+        console.finish(failure.exit_code, None, (), error)
+        sys.exit(failure.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("COLUMNS", "100")
     main()

@@ -14,6 +14,8 @@ PRead = Callable[[int, int], bytes]
 BLOCK = 512
 #: Two blocks of zeros end a tar stream.
 END = bytes(2 * BLOCK)
+#: A name of Linux has at most 4096 bytes; more room than that is given to no header.
+MAX_LONG_NAME = 1 << 20
 
 _TYPES = {
     Kind.FILE: tarfile.REGTYPE,
@@ -42,8 +44,8 @@ def padding(n_bytes: int) -> int:
     return -n_bytes % BLOCK
 
 
-def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the data, size) of each member of an uncompressed tar, reading its headers alone.
+def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int, int]]:
+    """(name, offset of the data, size, mtime) of each member of an uncompressed tar, reading its headers alone.
 
     Raises
     ------
@@ -63,12 +65,14 @@ def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int]]:
             raise DamagedArchive(f"the tar stream is broken at byte {offset} ({error})") from None
         start = offset + BLOCK
         n_bytes = info.size if info.type not in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE) else 0
+        if n_bytes < 0:
+            raise DamagedArchive(f"the tar stream is broken at byte {offset} (a negative size)")
         if start + n_bytes > size:
             raise DamagedArchive("the archive is cut off", expected=f"{start + n_bytes} bytes", found=size)
-        if info.type == tarfile.GNUTYPE_LONGNAME:
+        if info.type == tarfile.GNUTYPE_LONGNAME and n_bytes <= MAX_LONG_NAME:
             long_name = pread(n_bytes, start).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type != tarfile.GNUTYPE_LONGLINK:
-            yield long_name or info.name, start, n_bytes
+            yield long_name or info.name, start, n_bytes, int(info.mtime)
             long_name = None
         offset = start + n_bytes + padding(n_bytes)
     raise DamagedArchive("the archive is cut off: it has no end", found=f"{size} bytes")

@@ -165,7 +165,7 @@ def _site_packages(prefix: str) -> str:
     """Where the copied interpreter looks for packages: Debian's says dist-packages."""
     python = os.path.join(prefix, "bin", "python")
     code = "import site; print('\\n'.join(site.getsitepackages()))"
-    answer = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+    answer = subprocess.run([python, "-I", "-B", "-c", code], capture_output=True, text=True, check=False)
     if answer.returncode:
         raise FastpackError(
             "the copied interpreter does not run: " + answer.stderr.strip().splitlines()[-1], path=python
@@ -233,6 +233,9 @@ def make_channel_environment(channel: str, specs: Sequence[str], prefix: str) ->
     if os.path.isdir(channel):
         channel = "file://" + os.path.abspath(channel)
 
+    # Its name since py-rattler 0.27.
+    subdir: Any = getattr(rattler, "Subdir", None) or rattler.Platform
+
     async def make() -> None:
         wanted = [rattler.MatchSpec(spec) for spec in specs]
         with tempfile.TemporaryDirectory() as cache:
@@ -240,7 +243,7 @@ def make_channel_environment(channel: str, specs: Sequence[str], prefix: str) ->
                 sources=[rattler.Channel(channel)],
                 specs=wanted,
                 gateway=rattler.Gateway(cache_dir=Path(cache)),
-                platforms=[rattler.Platform.current(), rattler.Platform("noarch")],
+                platforms=[subdir.current(), subdir("noarch")],
                 virtual_packages=rattler.VirtualPackage.detect(),
             )
             await rattler.install(records, target_prefix=prefix, cache_dir=Path(cache, "pkgs"), show_progress=False)

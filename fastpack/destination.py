@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import BinaryIO
 
 from fastpack import fs
-from fastpack._place_py import INCOMPLETE, STATE, read_state
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_relocations, read_state
 from fastpack.errors import AlreadyExists, IncompleteEnvironment, NoSpace, UsageError
-from fastpack.model import Kind
+from fastpack.model import DiskFile, Kind
 
 
 class Mode(Enum):
@@ -48,7 +48,8 @@ class Destination:
     """
 
     def __init__(self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int) -> None:
-        self.path = path
+        # A link to a directory stays; what it leads to is filled or replaced.
+        self.path = path = os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path
         self._names = None if names is None else set(names)
         self._lock: BinaryIO | None = None
         self._finished = False
@@ -70,7 +71,7 @@ class Destination:
         if not os.path.isdir(path):
             raise AlreadyExists("the destination is there and is no directory", path=path, hint="choose another one")
         if fs.is_empty_directory(path):
-            if os.path.islink(path) or os.path.ismount(path):
+            if os.path.ismount(path) or os.path.realpath(path) == os.path.realpath("."):
                 return Mode.MOVE
             return Mode.RENAME
         if not force:
@@ -85,16 +86,33 @@ class Destination:
                     + ", ".join(foreign[:5]) + (", …" if len(foreign) > 5 else ""),
                     path=path, hint="move them away, or remove the environment yourself",
                 )  # fmt: skip
+            if os.path.ismount(path):
+                raise AlreadyExists(
+                    "the environment there is a mount point, which cannot be exchanged", path=path,
+                    hint="remove what is in it first",
+                )  # fmt: skip
             return Mode.SWAP
         if self._names is not None:
             self._check_free(self._names)
         return Mode.ADD
 
     def _check_free(self, names: Iterable[str]) -> None:
+        folders: set[str] = set()
         for name in names:
+            folder = os.path.dirname(name)
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = os.path.dirname(folder)
             if os.path.lexists(os.path.join(self.path, name)):
                 raise AlreadyExists(
                     "a path of the archive is already there", path=os.path.join(self.path, name),
+                    hint="choose another destination",
+                )  # fmt: skip
+        for folder in folders:
+            full = os.path.join(self.path, folder)
+            if os.path.lexists(full) and (os.path.islink(full) or not os.path.isdir(full)):
+                raise AlreadyExists(
+                    "a directory of the archive is there as something else", path=full,
                     hint="choose another destination",
                 )  # fmt: skip
 
@@ -118,7 +136,7 @@ class Destination:
         os.mkdir(root, 0o755)
         self.root = root
         os.mkdir(os.path.join(root, ".fastpack"), 0o755)
-        self._lock = _make_marker(os.path.join(root, INCOMPLETE), {"made": "whole"})
+        self._lock = _make_marker(root, {"made": "whole"})
 
     def finish(self) -> None:
         """Let the environment appear under its name. The marker goes last."""
@@ -143,7 +161,7 @@ class Destination:
                 old = f"{_stem(self.path)}.partial-{secrets.token_hex(4)}"
                 os.rename(self.path, old)
                 os.rename(self.root, self.path)
-            fs.remove_tree(old)
+            _remove_environment(old)
 
     def _end(self, root: str) -> None:
         self._finished = True
@@ -161,23 +179,24 @@ class Destination:
         own = [name for name in names if name != INCOMPLETE]
         if self._mode is Mode.ADD:
             self._check_free(own)
+        folders: dict[str, os.stat_result] = {}  # those that are not there yet, parents first
+        for folder, below, _ in os.walk(self.root):
+            for name in sorted(below):
+                source = os.path.join(folder, name)
+                path = os.path.relpath(source, self.root)
+                if not os.path.islink(source) and not os.path.isdir(os.path.join(self.path, path)):
+                    folders[path] = os.stat(source)
         os.makedirs(os.path.join(self.path, ".fastpack"), exist_ok=True)
-        added: dict[str, object] = {"made": "added", "names": own} if self._mode is Mode.ADD else {"made": "moved"}
-        with _make_marker(os.path.join(self.path, INCOMPLETE), added):
-            folders: list[tuple[str, int]] = []
-            for folder, below, _ in os.walk(self.root):
-                for name in below:
-                    source = os.path.join(folder, name)
-                    if os.path.islink(source):
-                        continue
-                    target = os.path.join(self.path, os.path.relpath(source, self.root))
-                    if not os.path.isdir(target):
-                        os.mkdir(target, 0o700)
-                        folders.append((target, os.stat(source).st_mode & 0o777))
+        with _make_marker(self.path, {"made": "added", "names": own, "folders": list(folders)}):
+            for path, info in folders.items():
+                os.chmod(os.path.join(self.root, path), info.st_mode & 0o777 | 0o700)
+                if path != ".fastpack":
+                    os.mkdir(os.path.join(self.path, path), 0o700)
             for name in sorted(own, key=lambda name: (name.startswith("bin/"), name)):
                 os.rename(os.path.join(self.root, name), os.path.join(self.path, name))
-            for target, mode in reversed(folders):
-                os.chmod(target, mode)
+            for path, info in reversed(folders.items()):
+                os.chmod(os.path.join(self.path, path), info.st_mode & 0o777)
+                os.utime(os.path.join(self.path, path), ns=(info.st_mtime_ns, info.st_mtime_ns))
             partial, self.root = self.root, self.path
             fs.remove_tree(partial)
 
@@ -200,12 +219,27 @@ def _stem(path: str) -> str:
     return os.path.join(folder, os.fsdecode(os.fsencode(name)[:220]))
 
 
-def _make_marker(path: str, content: dict[str, object]) -> BinaryIO:
-    marker = open(path, "xb")  # noqa: SIM115 (stays open as long as its lock is held)
-    fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    marker.write(json.dumps(content).encode("ascii"))
-    marker.flush()
+def _make_marker(root: str, content: dict[str, object]) -> BinaryIO:
+    """Mark a directory as unfinished, at once and locked. The marker names the directory it was made for by its inode:
+    one that came there in another way (in an archive, by a copy) allows nobody to remove anything."""
+    path = os.path.join(root, INCOMPLETE)
+    temporary = f"{path}-{secrets.token_hex(4)}"
+    marker = open(temporary, "xb")  # noqa: SIM115 (stays open as long as its lock is held)
+    try:
+        fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        marker.write(json.dumps({**content, "inode": _inode(root)}).encode("ascii"))
+        marker.flush()
+        os.rename(temporary, path)
+    except BaseException:
+        marker.close()
+        os.unlink(temporary)
+        raise
     return marker
+
+
+def _inode(path: str) -> list[int]:
+    info = os.stat(path)
+    return [info.st_dev, info.st_ino]
 
 
 def _unlocked_marker(root: str) -> dict[str, object] | None:
@@ -218,7 +252,9 @@ def _unlocked_marker(root: str) -> dict[str, object] | None:
                 content = json.loads(marker.read() or b"{}")
             except ValueError:
                 content = {}
-            return content if isinstance(content, dict) else {}
+            if not isinstance(content, dict) or content.get("inode") != _inode(root):
+                content = {}
+            return content
     except OSError:
         return None
 
@@ -229,8 +265,9 @@ def _remove_debris(path: str) -> None:
         *glob.glob(glob.escape(_stem(path)) + ".partial-*"),
         *glob.glob(os.path.join(glob.escape(path), ".fastpack-partial-*")),
     ]:
-        if _unlocked_marker(root) is not None:
-            _remove_marked(root)
+        marker = _unlocked_marker(root)
+        if marker is not None and marker.get("made") == "whole":
+            _remove_quietly(root)
         elif not os.path.lexists(os.path.join(root, INCOMPLETE)):
             _remove_unmarked(root, path)
     if not os.path.lexists(os.path.join(path, INCOMPLETE)):
@@ -240,20 +277,12 @@ def _remove_debris(path: str) -> None:
         raise IncompleteEnvironment("another process is unpacking there", path=path, hint="wait for it to end")
     if content.get("made") == "whole":
         _remove_marked(path)
-    elif content.get("made") == "moved":
-        _remove_marked(path, keep_root=True)
     elif content.get("made") == "added" and isinstance(names := content.get("names"), list):
-        for name in [*names, INCOMPLETE]:
-            if isinstance(name, str) and fs.check_relative(name) is None:
-                try:
-                    os.unlink(os.path.join(path, name))
-                except OSError:
-                    pass
-        _remove_empty(path)
+        _remove_added(path, names, content.get("folders"))
     else:
         raise IncompleteEnvironment(
             "a marker of an unfinished run that cannot be read", path=os.path.join(path, INCOMPLETE),
-            hint="remove the directory yourself",
+            hint="look what is in the directory, and remove it yourself",
         )  # fmt: skip
 
 
@@ -266,12 +295,47 @@ def _remove_unmarked(root: str, path: str) -> None:
             except ValueError:
                 state = None
             if state is not None and state.get("target") == path:
-                fs.remove_tree(root)
+                _remove_environment(root)
                 return
-            for folder in (os.path.join(root, ".fastpack"), root):
-                os.rmdir(folder)
+            own = os.path.join(root, ".fastpack")
+            if os.path.isdir(own):
+                for name in os.listdir(own):
+                    if name.startswith("incomplete-"):
+                        os.unlink(os.path.join(own, name))
+                os.rmdir(own)
+            os.rmdir(root)
     except OSError:
         pass
+
+
+def _remove_environment(root: str) -> None:
+    """Remove an environment that was taken out of its place; marked first, so that a kill leaves it recognisable."""
+    _make_marker(root, {"made": "whole"}).close()
+    _remove_marked(root)
+
+
+def _remove_quietly(root: str) -> None:
+    """Remove marked debris; another user's is let be."""
+    try:
+        _remove_marked(root)
+    except OSError:
+        pass
+
+
+def _remove_added(root: str, names: list[object], folders: object) -> None:
+    """Take back what a killed run had added to a directory: what it had named, and nothing else."""
+    for name in [*names, INCOMPLETE]:
+        if isinstance(name, str) and fs.check_relative(name) is None:
+            try:
+                os.unlink(os.path.join(root, name))
+            except OSError:
+                pass
+    for name in reversed(folders if isinstance(folders, list) else []):
+        if isinstance(name, str) and fs.check_relative(name) is None:
+            try:
+                os.rmdir(os.path.join(root, name))
+            except OSError:
+                pass
 
 
 @contextmanager
@@ -285,7 +349,7 @@ def _locked_directory(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_marked(root: str, keep_root: bool = False) -> None:
+def _remove_marked(root: str) -> None:
     """Remove a directory that bears our marker, the marker last: a kill on the way leaves it to be recognised again."""
     own = os.path.join(root, ".fastpack")
     for folder in (root, own):
@@ -294,32 +358,31 @@ def _remove_marked(root: str, keep_root: bool = False) -> None:
                 fs.remove_tree(os.path.join(folder, name))
     os.unlink(os.path.join(root, INCOMPLETE))
     os.rmdir(own)
-    if not keep_root:
-        os.rmdir(root)
-
-
-def _remove_empty(root: str) -> None:
-    for folder, _, _ in os.walk(root, topdown=False):
-        if folder != root:
-            try:
-                os.rmdir(folder)
-            except OSError:
-                pass
+    os.rmdir(root)
 
 
 def _files_not_ours(root: str) -> list[str]:
-    """Files of an unpacked environment that its manifest does not know; what Python compiled does not count."""
-    known: set[str] = {INCOMPLETE, STATE, ".fastpack/manifest"}
+    """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count."""
+    known: dict[str, tuple[int, int] | None] = dict.fromkeys((INCOMPLETE, STATE, ".fastpack/manifest"))
     try:
         with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
             for line in file:
                 row = json.loads(line)
                 if "path" in row:
-                    known.add(row["path"])
-    except (OSError, ValueError) as error:
+                    known[row["path"]] = (row["size"], row["mtime"]) if row["kind"] == Kind.FILE else None
+        with open(os.path.join(root, RELOCATIONS), "rb") as file:
+            for relocated in read_relocations(file.read()):
+                known[relocated.path] = None  # its size and time follow from the prefix
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None
     return sorted(
-        found.path
-        for found in fs.walk(root)
-        if found.kind is not Kind.DIRECTORY and found.path not in known and "__pycache__/" not in found.path
+        found.path for found in fs.walk(root) if found.kind is not Kind.DIRECTORY and not _is_ours(found, known)
     )
+
+
+def _is_ours(file: DiskFile, known: dict[str, tuple[int, int] | None]) -> bool:
+    """Whether a file is one that was unpacked, as it was unpacked, or what Python compiled of one."""
+    if file.path in known:
+        expected = known[file.path]
+        return expected is None or expected == (file.n_bytes, file.mtime_seconds)
+    return file.path.endswith(".pyc") and os.path.basename(os.path.dirname(file.path)) == "__pycache__"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastpack import container, manifest
+from fastpack._place_py import content_mtime
 from fastpack.codec import Codec, by_magic
 from fastpack.digest import blake
 from fastpack.errors import DamagedArchive
@@ -23,8 +24,10 @@ _SEEK_MAGIC = 0x184D2A5E
 _SEEKABLE = 0x8F92EAB1
 _LOCATOR = struct.Struct("<8sIQQQ32s")
 _NAME = b"fastpack"
-#: A manifest has a few hundred bytes per file: this is room for tens of millions.
-MAX_MANIFEST = 8 << 30
+#: A manifest has a few hundred bytes per file: this is room for some millions.
+MAX_MANIFEST = 1 << 30
+#: It is text with random digests in it, which compresses to a third or so: more than this is a bomb.
+MAX_MANIFEST_RATIO = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +106,20 @@ def _zstd_locator(descriptor: int, size: int) -> bytes:
 
 
 def _tar_locator(descriptor: int, size: int) -> Locator | None:
-    last: tuple[str, int, int] | None = None
+    last: tuple[str, int, int, int] | None = None
     first = True
-    for name, offset, n_bytes in container.walk_headers(size, lambda n, at: os.pread(descriptor, n, at)):
+    for name, offset, n_bytes, mtime in container.walk_headers(size, lambda n, at: os.pread(descriptor, n, at)):
         if first and not (name == manifest.PACK_JSON or name.endswith("/" + manifest.PACK_JSON)):
             return None
         first = False
-        last = (name, offset, n_bytes)
+        last = (name, offset, n_bytes, mtime)
     if last is None or not (last[0] == manifest.MANIFEST or last[0].endswith("/" + manifest.MANIFEST)):
         return None
-    # A plain tar has no locator, so no digest to hold the manifest against but its own.
-    data = os.pread(descriptor, last[2], last[1])
-    return Locator(0, last[1], last[2], last[2], blake(data))
+    # A plain tar has no locator: the manifest's time, a function of its digest, is what it is held against.
+    archive_id = blake(os.pread(descriptor, last[2], last[1]))
+    if last[3] != content_mtime(archive_id):
+        raise DamagedArchive("the manifest is not the one that was written", path=manifest.MANIFEST)
+    return Locator(0, last[1], last[2], last[2], archive_id)
 
 
 def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.Manifest] | None:
@@ -132,7 +137,8 @@ def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.
     if locator is None:
         return None
     manifest.check_format(locator.format, path)
-    if locator.offset + locator.packed_bytes > size or locator.plain_bytes > MAX_MANIFEST:
+    too_large = locator.plain_bytes > min(MAX_MANIFEST, max(1 << 20, locator.packed_bytes * MAX_MANIFEST_RATIO))
+    if locator.offset + locator.packed_bytes > size or too_large:
         raise DamagedArchive(
             "the manifest would lie outside of the archive", path=path, expected=f"within {size} bytes",
             found=f"{locator.packed_bytes} bytes at {locator.offset}",

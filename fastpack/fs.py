@@ -84,6 +84,12 @@ def check_relative(path: str) -> str | None:
         return "an empty name"
     if "\0" in path:
         return "a NUL in the name"
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        return "characters that no file name has"
+    if len(raw) > 1 << 16 or any(len(part) > 255 for part in raw.split(b"/")):
+        return "a part of over 255 bytes"
     if path.startswith("/"):
         return "an absolute name"
     parts = path.split("/")
@@ -107,7 +113,19 @@ def explain_os_error(error: OSError, path: str) -> FastpackError:
     """The error of our tree that an operating system's error means."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NoSpace(f"no space left ({error.strerror})", path=path, hint="free some and run it again")
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+        return AlreadyExists(f"something is in the way ({error.strerror})", path=path, hint="choose another place")
     return Unreadable(f"the system says: {error.strerror}", path=path)
+
+
+def _remove_debris(path: str) -> None:
+    """Remove a killed run's file; another user's, or a living process's, is let be."""
+    try:
+        with open(path, "rb+") as file:
+            if lock(file):
+                os.unlink(path)
+    except OSError:
+        pass
 
 
 @contextmanager
@@ -122,20 +140,19 @@ def new_file(path: str, force: bool) -> Iterator[BinaryIO]:
     AlreadyExists : the target is there and `force` is not.
     NoSpace, Unreadable : it cannot be written.
     """
-    folder, name = os.path.split(path)
-    folder = folder or "."
     if os.path.lexists(path) and not force:
         raise AlreadyExists("the output is already there", path=path, hint="use --force to replace it")
-    if os.path.isdir(path):
-        raise AlreadyExists("the output is a directory", path=path, hint="give the name of a file")
-    stem = "." + name[:150] + _PARTIAL
+    if os.path.islink(path):
+        path = os.path.realpath(path)  # the link stays, what it leads to is replaced
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise AlreadyExists("the output is no regular file", path=path, hint="give the name of a file, or - for a pipe")
+    folder, name = os.path.split(path)
+    folder = folder or "."
+    stem = "." + os.fsdecode(os.fsencode(name)[:150]) + _PARTIAL
     try:
         for entry in os.listdir(folder):
             if entry.startswith(stem):
-                debris = os.path.join(folder, entry)
-                with open(debris, "rb+") as file:
-                    if lock(file):
-                        os.unlink(debris)
+                _remove_debris(os.path.join(folder, entry))
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
         out = open(temporary, "xb")  # noqa: SIM115 (closed below, after the rename)
     except OSError as error:

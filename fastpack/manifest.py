@@ -7,6 +7,7 @@ surrogateescape. docs/design.md, "The manifest", describes every field.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ from fastpack.model import MANIFEST_FORMAT, Group, GroupKind, Kind
 
 PACK_JSON = ".fastpack/pack.json"
 MANIFEST = ".fastpack/manifest"
-#: No frame is larger when decompressed, unless a single C string is: refused before any memory is given to it.
-MAX_FRAME = 256 << 20
+#: No frame is larger when decompressed: pack refuses what it cannot cut below it, unpack gives no more memory to one.
+MAX_FRAME = 64 << 20
+#: What only fastpack itself writes at the destination.
+RESERVED = (".fastpack/incomplete", MANIFEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,27 @@ class Manifest:
             yield {"left_out": path, "why": why}
 
 
+#: What reading nonsense may raise.
+BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
+
+def check_head(head: Any) -> None:
+    """Check the types of what ``pack.json`` and the manifest's header both say; ValueError if one is wrong."""
+    requires = head["requires"]
+    if not isinstance(requires, dict) or not all(isinstance(value, str) for value in requires.values()):
+        raise ValueError("requires is no table of texts")
+    limit = head.get("longest_prefix")
+    if limit is not None and not (isinstance(limit, int) and limit >= 0):
+        raise ValueError("longest_prefix is no length")
+    for name in ("arcroot", "dest_prefix"):
+        value = head.get(name)
+        if value is not None:
+            os.fsencode(value)
+    destination = head.get("dest_prefix")
+    if destination is not None and (not destination.startswith("/") or "\n" in destination or "\0" in destination):
+        raise ValueError("dest_prefix is no absolute path")
+
+
 def check_format(found: object, path: str | None = None) -> None:
     """Refuse a format of a later fastpack, and what is no format number at all."""
     if not isinstance(found, int):
@@ -165,7 +189,10 @@ def from_bytes(data: bytes) -> Manifest:
                 raise DamagedArchive(f"the manifest's header has no {key!r}")
         if header["arcroot"] and (why := check_relative(str(header["arcroot"]))):
             raise HostileArchive(f"the archive's root has {why}", path=str(header["arcroot"]))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        check_head(header)
+        if any(not 0 <= member.group < len(groups) for member in members):
+            raise ValueError("a member of a group that is not there")
+    except BROKEN as error:
         raise DamagedArchive(f"the manifest is broken ({type(error).__name__}: {error})") from None
     check_members(members)
     _check_frames(frames)
@@ -175,13 +202,14 @@ def from_bytes(data: bytes) -> Manifest:
 def _member(row: dict[str, Any]) -> Member:
     kind = Kind(row["kind"])
     n_bytes = int(row["size"]) if kind is Kind.FILE else 0
-    if n_bytes < 0:
-        raise ValueError(f"a negative size of {row['path']!r}")
+    mtime = int(row["mtime"])
+    if not 0 <= n_bytes < 1 << 62 or not 0 <= mtime < 1 << 33:
+        raise ValueError(f"an impossible size or time of {row['path']!r}")
     return Member(
         kind=kind,
         path=str(row["path"]),
         mode=int(row["mode"]) & 0o777,
-        mtime=int(row["mtime"]),
+        mtime=mtime,
         n_bytes=n_bytes,
         target=str(row.get("target", "")),
         digest=bytes.fromhex(row["digest"]) if kind is Kind.FILE else b"",
@@ -206,6 +234,8 @@ def check_members(members: Iterable[Member]) -> None:
         why = check_relative(member.path)
         if why is not None:
             raise HostileArchive(f"a member has {why}", path=member.path)
+        if member.path in RESERVED:
+            raise HostileArchive("a member that only fastpack itself may write", path=member.path)
         if member.path in kinds:
             raise HostileArchive("two members have one name", path=member.path)
         parent = member.path.rpartition("/")[0]
@@ -219,9 +249,16 @@ def check_members(members: Iterable[Member]) -> None:
             )
         if member.kind is Kind.HARDLINK and kinds.get(member.target) is not Kind.FILE:
             raise HostileArchive("a hard link to no earlier file of the archive", path=member.path, found=member.target)
-        if member.kind is Kind.LINK and (not member.target or "\0" in member.target):
+        if member.kind is Kind.LINK and (not member.target or "\0" in member.target or _odd(member.target)):
             raise HostileArchive("a symbolic link to nothing", path=member.path)
         kinds[member.path] = member.kind
+
+
+def _odd(target: str) -> bool:
+    try:
+        return len(os.fsencode(target)) > 4095
+    except UnicodeEncodeError:
+        return True
 
 
 def _check_frames(frames: Iterable[Frame]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastpack import container, digest
-from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key, place
+from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
 from fastpack._version import VERSION
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
@@ -24,8 +25,8 @@ from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Warned
 from fastpack.parallel import default_threads, ordered_map
-from fastpack.plan import Piece, Plan, Planned, PlannedFrame, make_plan
-from fastpack.relocation import KERNELS, kernel, read_range
+from fastpack.plan import Parts, Piece, Plan, Planned, PlannedFrame, make_plan
+from fastpack.relocation import kernel
 
 #: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
 Progress = Callable[[str, int, int, str], None]
@@ -151,8 +152,17 @@ def _check_destination(dest_prefix: str | None) -> str | None:
 @contextmanager
 def _opened(output: str, force: bool) -> Iterator[BinaryIO]:
     if output == "-":
-        with os.fdopen(os.dup(1), "wb") as out:
-            yield out
+        try:
+            stdout: BinaryIO = os.fdopen(os.dup(1), "wb")
+        except OSError as error:
+            raise explain_os_error(error, "standard output") from None
+        try:
+            yield stdout
+        finally:
+            try:
+                stdout.close()
+            except OSError:
+                pass  # what could not be written was said when it was flushed
         return
     with new_file(output, force) as out:
         yield out
@@ -186,7 +196,6 @@ class _Builder:
         self._codec = codec
         self._level = level
         self._prefixes = prefixes
-        self._dest = None if plan.dest_prefix is None else os.fsencode(plan.dest_prefix)
         wanted = {member.follows for member in plan.members if member.follows}
         self._promised: dict[str, Future[int]] = {path: Future() for path in wanted}
         self._index = {member.path: index for index, member in enumerate(plan.members)}
@@ -226,7 +235,7 @@ class _Builder:
             hashed += found
             slices[piece.member] = found
             source_bytes += len(data)
-            if member.kind is Kind.FILE and piece.stop == self._archived_bytes(member):
+            if member.kind is Kind.FILE and piece.stop == member.n_bytes:
                 parts.append(bytes(container.padding(member.n_bytes)))
         plain = b"".join(parts)
         packed = self._codec.compress(plain, self._level)
@@ -234,19 +243,14 @@ class _Builder:
             packed, len(plain), digest.frame_digest(hashed), digest.blake(packed), slices, mtimes, source_bytes
         )
 
-    @staticmethod
-    def _archived_bytes(member: Planned) -> int:
-        return member.archived.n_bytes if member.archived else member.n_bytes
-
     def _read(self, member: Planned, piece: Piece) -> bytes:
         """A piece of a member as it lies in the archive."""
         if member.source is None:
             return member.content
         with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-            data = read_range(pread, member.form.edits, piece.start, piece.stop)
-        archived = member.archived
-        whole = archived is not None and (piece.start, piece.stop) == (0, archived.n_bytes)
-        if whole and archived is not None and digest.sha256(data) != archived.sha256:
+            data = Parts(pread, member).read(piece.stop - piece.start, piece.start)
+        planned = self._plan.placed.get(member.path, member.archived)
+        if planned is not None and len(data) == planned.n_bytes and digest.sha256(data) != planned.sha256:
             # What relocations.json says of it was found in the planning pass.
             raise changed(os.path.join(self._plan.environment.prefix, member.path), "changed")
         if member.is_pyc:
@@ -254,12 +258,6 @@ class _Builder:
         if member.follows is not None:
             mtime = self._promised[member.follows].result()
             data = data[:8] + struct.pack("<I", mtime & 0xFFFFFFFF) + data[12:]
-        if self._dest is not None and member.form.relocations:
-            items = member.form.relocations[piece.first : piece.last]
-            return bytes(
-                place(bytearray(data), items, member.placeholder, self._dest, piece.start, self._plan.placed,
-                      KERNELS.place)
-            )  # fmt: skip
         return data
 
     def _mtime(self, member: Planned, piece: Piece, data: bytes, slices: list[bytes]) -> int:
@@ -267,7 +265,7 @@ class _Builder:
             return member.mtime
         if member.kind is Kind.HARDLINK:
             original = self._plan.members[self._index[member.target]]
-            first = Piece(piece.member, 0, original.n_bytes, 0, 0)
+            first = Piece(piece.member, 0, original.n_bytes)
             again = self._read(original, first) if original.n_bytes <= SMALL_FILE else b""
             return self._mtime(original, first, again, digest.slice_digests(again) if again else [])
         if member.n_bytes <= SMALL_FILE:
@@ -276,8 +274,8 @@ class _Builder:
             return content_mtime(digest.file_digest(slices))
         assert member.source is not None
         with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-            head = read_range(pread, member.form.edits, 0, digest.SLICE)
-            tail = read_range(pread, member.form.edits, member.n_bytes - digest.SLICE, member.n_bytes)
+            parts = Parts(pread, member)
+            head, tail = parts.read(digest.SLICE, 0), parts.read(digest.SLICE, member.n_bytes - digest.SLICE)
         key = mtime_key(member.n_bytes, head, tail)
         return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
 
@@ -340,8 +338,10 @@ def _write(
         out.write(end)
         out.flush()
     except OSError as error:
-        raise explain_os_error(error, getattr(out, "name", "") if isinstance(getattr(out, "name", ""), str) else "-") \
-            from None  # fmt: skip
+        if error.errno == errno.EPIPE:
+            raise
+        name = getattr(out, "name", None)
+        raise explain_os_error(error, name if isinstance(name, str) else "standard output") from None
     return archive_id.hex(), offset + len(end), frames, members
 
 

@@ -15,25 +15,26 @@ import numpy as np
 from fastpack import activate, digest
 from fastpack._place_py import (
     EPOCH_2000,
+    MIB,
     RELOCATIONS,
+    SMALL_FILE,
     RelocatedFile,
     Stated,
     content_mtime,
     longest_prefix,
     mtime_key,
-    place,
     windows,
     write_relocations,
 )
 from fastpack._version import VERSION
 from fastpack.environment import REST, Environment, source_of_pyc
-from fastpack.errors import EditablePackages, MissingFiles, PrefixTooLong
+from fastpack.errors import EditablePackages, MissingFiles, PrefixTooLong, Unrelocatable
 from fastpack.examine import Examination, Examined, PycAction, likely_cause, modified, open_source
 from fastpack.fs import archive_mode
-from fastpack.manifest import PACK_JSON
+from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.model import GROUP_ORDER, MANIFEST_FORMAT, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
-from fastpack.relocation import AS_IT_IS, KERNELS, ArchiveForm, link_target, read_range
+from fastpack.relocation import AS_IT_IS, ArchiveForm, Edit, PRead, link_target, placing_edits, read_range, sha256_of
 
 #: Bytes of tar stream in a frame, about. A larger file has frames of its own.
 FRAME = 8 << 20
@@ -58,6 +59,7 @@ class Planned:
     content: bytes = b""
     form: ArchiveForm = AS_IT_IS
     placeholder: bytes = PLACEHOLDER
+    placing: tuple[Edit, ...] = ()  # with a dest_prefix: from the archive form to the placed one
     archived: Stated | None = None
     mtime: int | None = None  # None: a function of its bytes
     follows: str | None = None  # the source whose mtime a .pyc's header gets
@@ -66,15 +68,30 @@ class Planned:
     not_relocated: str = ""
 
 
+class Parts:
+    """A member as it lies in the archive, read in parts from its open source."""
+
+    def __init__(self, pread: PRead, member: Planned) -> None:
+        self._pread = pread
+        self._member = member
+
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """`n_bytes` bytes at `offset` of the member: the source under its edits, and placed if that was asked for."""
+        if not self._member.placing:
+            return self._archive_form(n_bytes, offset)
+        return read_range(self._archive_form, self._member.placing, offset, offset + n_bytes)
+
+    def _archive_form(self, n_bytes: int, offset: int) -> bytes:
+        return read_range(self._pread, self._member.form.edits, offset, offset + n_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a member in a frame: archive-form bytes [start, stop), which hold relocations [first, last)."""
+    """Part of a member in a frame: its bytes [start, stop)."""
 
     member: int  # index into the plan's members
     start: int
     stop: int
-    first: int
-    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +210,7 @@ def make_plan(
     return Plan(
         environment=env,
         members=tuple(everything),
-        frames=tuple(_cut(everything, dest_prefix is not None)),
+        frames=tuple(_cut(everything)),
         relocated=tuple(relocated),
         placed=placed,
         packages=packages,
@@ -401,17 +418,19 @@ def _place_members(
     result: dict[str, Planned] = {}
 
     def run(member: Planned) -> tuple[Planned, Stated]:
-        parts = [
-            bytes(place(bytearray(data), member.form.relocations[first:last], member.placeholder, prefix, start,
-                        placed, KERNELS.place))
-            for data, start, first, last in _archive_windows(env, member)
-        ]  # fmt: skip
-        data = b"".join(parts)
-        stated = Stated(digest.sha256(data), len(data))
-        raw = bytes.fromhex(stated.sha256)
-        if len(data) > FRAME:
-            raw = bytes.fromhex(digest.sha256(mtime_key(len(data), data[: digest.SLICE], data[-digest.SLICE :])))
-        return replace(member, n_bytes=len(data), mtime=content_mtime(raw)), stated
+        source = member.source
+        assert source is not None and member.archived is not None
+        placing = placing_edits(member.form.relocations, member.placeholder, prefix, placed)
+        n_bytes = ArchiveForm(placing, ()).n_bytes(member.archived.n_bytes)
+        member = replace(member, placing=placing, n_bytes=n_bytes)
+        with open_source(env.prefix, source) as (_, pread):
+            parts = Parts(pread, member)
+            whole = sha256_of(parts.read, n_bytes)
+            raw = bytes.fromhex(whole)
+            if n_bytes > SMALL_FILE:
+                key = mtime_key(n_bytes, parts.read(MIB, 0), parts.read(MIB, n_bytes - MIB))
+                raw = bytes.fromhex(digest.sha256(key))
+        return replace(member, mtime=content_mtime(raw)), Stated(whole, n_bytes)
 
     for second in (False, True):
         chosen = [
@@ -424,14 +443,6 @@ def _place_members(
             placed[member.path] = stated
             result[member.path] = done
     return [result.get(member.path, member) for member in members], placed
-
-
-def _archive_windows(env: Environment, member: Planned) -> Iterator[tuple[bytes, int, int, int]]:
-    assert member.source is not None
-    n_bytes = member.archived.n_bytes if member.archived else member.n_bytes
-    with open_source(env.prefix, member.source) as (_, pread):
-        for start, stop, first, last in windows(member.form.relocations, n_bytes, FRAME):
-            yield read_range(pread, member.form.edits, start, stop), start, first, last
 
 
 # --- identical files -------------------------------------------------------------------------------------------------
@@ -493,7 +504,7 @@ def _same_bytes(env: Environment, one: Planned, two: Planned) -> bool:
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
-def _cut(members: list[Planned], placed: bool) -> Iterator[PlannedFrame]:
+def _cut(members: list[Planned]) -> Iterator[PlannedFrame]:
     """Cut the members into frames: at group and class boundaries, at about `FRAME` bytes, large files on their own."""
     pieces: list[Piece] = []
     size = 0
@@ -510,20 +521,22 @@ def _cut(members: list[Planned], placed: bool) -> Iterator[PlannedFrame]:
         if here != before:
             yield from flush()
             before = here
-        n_items = len(member.form.relocations)
         total = member.n_bytes + 1024
         if member.n_bytes > FRAME:
             yield from flush()
-            # Placed text has another length than the archive form its relocations count in: it stays in one piece.
-            whole = placed and n_items and member.form.relocations[0].kind != "binary"
-            archived = member.archived.n_bytes if member.archived else member.n_bytes
-            cuts = [(0, archived, 0, n_items)] if whole else windows(member.form.relocations, member.n_bytes, FRAME)
-            for start, stop, first, last in cuts:
-                yield PlannedFrame((Piece(index, start, stop, first, last),), member.group)
+            # What is placed already is unpacked as it is: its strings may be cut anywhere.
+            items = () if member.placing else member.form.relocations
+            for start, stop, _, _ in windows(items, member.n_bytes, FRAME):
+                if stop - start > MAX_FRAME - FRAME:
+                    raise Unrelocatable(
+                        "a string that names the prefix is too long to be relocated", path=member.path,
+                        expected=f"at most {MAX_FRAME - FRAME} bytes", found=f"about {stop - start} bytes",
+                        hint="leave the file out with --exclude",
+                    )  # fmt: skip
+                yield PlannedFrame((Piece(index, start, stop),), member.group)
             continue
         if size and size + total > FRAME:
             yield from flush()
-        archived = member.archived.n_bytes if member.archived else member.n_bytes
-        pieces.append(Piece(index, 0, archived, 0, n_items))
+        pieces.append(Piece(index, 0, member.n_bytes))
         size += total
     yield from flush()

@@ -10,7 +10,7 @@ from fastpack import container, digest
 from fastpack._place_py import RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive
-from fastpack.manifest import Manifest, Member
+from fastpack.manifest import BROKEN, Manifest, Member
 from fastpack.model import Kind
 
 
@@ -141,7 +141,7 @@ def check_relocated(data: bytes, members: Sequence[Member], archive_form: bool) 
     """
     try:
         files = read_relocations(data)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except BROKEN as error:
         raise DamagedArchive(
             f"the relocations are broken ({type(error).__name__}: {error})", path=RELOCATIONS
         ) from None

@@ -13,17 +13,19 @@ from fastpack._place_py import (
     RELOCATIONS,
     RelocatedFile,
     Stated,
+    begin_state,
     longest_prefix,
     place,
     read_relocations,
     read_state,
     relocate_tree,
     replace_file,
+    unwritable,
     write_relocations,
     write_state,
 )
 from fastpack.environment import Environment
-from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, UsageError
+from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
 from fastpack.examine import examine, open_source
 from fastpack.fs import explain_os_error
 from fastpack.manifest import MANIFEST, from_bytes
@@ -89,7 +91,6 @@ def relocate(
         raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
     check_length(target, longest_prefix(files))
     previous = None if state is None else state["prefix"]
-    archive_id = "" if state is None else str(state.get("archive_id", ""))
     n_added = 0
     try:
         if state is not None and state["complete"]:
@@ -108,27 +109,22 @@ def relocate(
             done += file.n_bytes
             progress("relocate", done, total, file.path.split("/", 1)[0])
 
-        if state is not None and state["complete"] and previous == target:
-            result_left: list[str] = []
-            n_written, n_unchanged = 0, len(files)
-        else:
-            write_state(root, archive_id, previous, target, False)
-            result = relocate_tree(
-                root, target, files, None if state is None else {**state, "complete": False}, KERNELS, one
-            )
-            write_state(root, archive_id, target, target, True)
-            result_left = result.left
-            n_written, n_unchanged = len(result.written), len(result.unchanged)
+        obstacle = unwritable(root, files)
+        if obstacle is not None:
+            raise Unreadable("not readable or not writable, so nothing was changed", path=obstacle)
+        begun = begin_state(root, state, target)
+        result = relocate_tree(root, target, files, begun, KERNELS, one)
+        write_state(root, begun["archive_id"], target)
     except OSError as error:
         raise explain_os_error(error, error.filename or root) from None
     return RelocateReport(
         root=root,
         prefix=target,
         previous=previous,
-        n_written=n_written,
-        n_unchanged=n_unchanged,
+        n_written=len(result.written),
+        n_unchanged=len(result.unchanged),
         n_added=n_added,
-        left=tuple(result_left),
+        left=tuple(result.left),
         elapsed_seconds=time.monotonic() - started,
         warnings=tuple(warnings),
     )

@@ -13,11 +13,19 @@ import os
 import re
 import urllib.parse
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastpack import _relocate_py
-from fastpack._place_py import Kernels, Relocation, Stated, stated_field
+from fastpack._place_py import (
+    Kernels,
+    Relocation,
+    Stated,
+    encoded_prefix,
+    placed_header,
+    stated_field,
+    strings_of,
+)
 from fastpack.model import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -412,6 +420,30 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
             in_header = sum(offset < line_end for offset, _ in hits)
             whole_header = sum(offset < line_end for offset, _ in chosen) == in_header
             yield form(chosen), plain_header if whole_header else None
+
+
+def placing_edits(
+    items: Sequence[Relocation], placeholder: bytes, prefix: bytes, stated: Mapping[str, Stated]
+) -> tuple[Edit, ...]:
+    """What `place` does to a file's archive form, as edits: for placing a file of any size while it is packed."""
+    edits: list[Edit] = []
+    if items and items[0].kind == "binary":
+        for offset, length, hits in strings_of(items):
+            edits += [Edit(hit, len(placeholder), prefix) for hit in hits]
+            edits.append(Edit(offset + length, 0, bytes((len(placeholder) - len(prefix)) * len(hits))))
+        return tuple(edits)
+    for item in items:
+        if item.kind == "shebang":
+            new = placed_header(os.fsencode(item.value[0]), placeholder, prefix)
+        elif item.kind in ("record", "pip-record"):
+            known = stated.get(item.value if item.kind == "pip-record" else item.value[1])
+            if known is None:
+                continue
+            new = stated_field(item.kind, item.value, known)
+        else:
+            new = encoded_prefix(item.kind, prefix)
+        edits.append(Edit(item.offset, item.slot, new))
+    return tuple(edits)
 
 
 # --- symbolic links (row 14) -----------------------------------------------------------------------------------------

@@ -19,12 +19,22 @@ from typing import Any, BinaryIO
 import zstandard
 
 from fastpack import digest
-from fastpack._place_py import EPOCH_2000, RELOCATIONS
+from fastpack._place_py import EPOCH_2000, RELOCATIONS, content_mtime
 from fastpack.codec import by_magic, stream_reader
+from fastpack.container import MAX_LONG_NAME
 from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive
 from fastpack.fs import check_relative
-from fastpack.manifest import MANIFEST, PACK_JSON, Manifest, check_format, from_bytes
+from fastpack.manifest import (
+    BROKEN,
+    MANIFEST,
+    PACK_JSON,
+    RESERVED,
+    Manifest,
+    check_format,
+    check_head,
+    from_bytes,
+)
 from fastpack.model import Kind, Warned
 
 _MAX_OWN = 1 << 30
@@ -147,10 +157,12 @@ def extract_stream(
         )  # fmt: skip
     tail = _Tail(source)
     try:
-        with tarfile.open(fileobj=tail, mode="r|", encoding="utf-8", errors="surrogateescape", bufsize=1 << 20) as tar:
+        with tarfile.open(
+            fileobj=tail, mode="r|", encoding="utf-8", errors="surrogateescape", bufsize=1 << 20, tarinfo=_Info
+        ) as tar:
             result = _extract(tar, archive, where, check_head, progress, raw)
         tail.drain()
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, *BROKEN) as error:
         raise DamagedArchive(f"the archive cannot be read to its end ({error})", path=archive) from None
     except OSError as error:
         if error.errno is None:  # gzip and bz2 raise a bare OSError for bad data
@@ -159,6 +171,18 @@ def extract_stream(
     if not tail.ended:
         raise DamagedArchive("the archive is cut off: its tar stream has no end", path=archive)
     return result
+
+
+class _Info(tarfile.TarInfo):
+    """A header whose extensions (long names, PAX) are given no more memory than a name needs."""
+
+    _extensions = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                   tarfile.SOLARIS_XHDTYPE)  # fmt: skip
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in self._extensions and self.size > MAX_LONG_NAME):
+            raise tarfile.ReadError(f"a header with a size of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
 class _Writer:
@@ -183,7 +207,8 @@ class _Writer:
         why = check_relative(name)
         if why:
             raise HostileArchive(f"a member has {why}", path=info.name)
-        if name in (".fastpack/incomplete", ".fastpack/state.json") and not self.ours:
+        own = RESERVED[:1] if self.ours else (*RESERVED, ".fastpack/state.json", ".fastpack")
+        if name in own and not (name == ".fastpack" and info.isdir()):
             raise HostileArchive("a member that only fastpack itself may write", path=name)
         return name
 
@@ -266,6 +291,8 @@ def _extract(
                 arcroot = info.name[: -len(PACK_JSON)].rstrip("/")
                 content, head = _read_head(tar, info)
                 writer.result.warnings += check_head(head)
+        elif not writer.ours and info.name.removeprefix("./") in (PACK_JSON, MANIFEST):
+            raise DamagedArchive("an archive of fastpack whose members are out of order", path=info.name)
         if arcroot and writer is not None:
             if info.name == arcroot and info.isdir():
                 continue
@@ -291,7 +318,8 @@ def _read_head(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[bytes, dict
     try:
         head = json.loads(data)
         check_format(head["format"])
-    except (ValueError, KeyError, TypeError) as error:
+        check_head(head)
+    except BROKEN as error:
         raise DamagedArchive(f"the archive's first member is broken ({error})", path=info.name) from None
     return data, head
 
@@ -314,7 +342,7 @@ def _extract_member(
         result.links[path] = info.linkname
     elif info.islnk():
         target = info.linkname.removeprefix("./")
-        if writer.kinds.get(target) not in (Kind.FILE, Kind.HARDLINK):
+        if target == path or writer.kinds.get(target) not in (Kind.FILE, Kind.HARDLINK):
             raise HostileArchive("a hard link to no earlier file of the archive", path=path, found=info.linkname)
         writer.prepare(path, Kind.HARDLINK)
         os.link(os.path.join(root, target), os.path.join(root, path), follow_symlinks=False)
@@ -331,6 +359,8 @@ def _extract_member(
             with open(os.path.join(root, path), "rb") as file:
                 data = file.read()
             if path == MANIFEST:
+                if info.mtime != content_mtime(digest.blake(data)):
+                    raise DamagedArchive("the manifest is not the one that was written", path=path)
                 result.manifest_bytes = data
             else:
                 result.relocations = data

@@ -7,9 +7,10 @@ the destination's name when it is whole. Imports only the standard library, the 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastpack import digest
@@ -18,6 +19,7 @@ from fastpack._place_py import (
     Mismatch,
     RelocatedFile,
     Stated,
+    begin_state,
     content_mtime,
     longest_prefix,
     mtime_key,
@@ -68,7 +70,9 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     ------
     FastpackError : see errors.py; no environment is left that looks whole and is not.
     """
-    destination = os.path.abspath(destination)
+    if not destination:
+        raise UsageError("the destination has no name", hint="give a directory with -p")
+    destination = os.path.abspath(destination).replace("//", "/", 1)
     prefix = destination if options.dest_prefix is None else options.dest_prefix
     if not prefix.startswith("/") or "\n" in prefix:
         raise UsageError("the target prefix must be an absolute path without a newline", found=repr(prefix))
@@ -84,6 +88,10 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
             f"the archive cannot be opened ({error.strerror})", path=archive, hint="give the path of an archive"
         ) from None
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise DamagedArchive("that is a directory, not an archive", path=archive)
+            return _from_stream(replace(job, archive="-"), descriptor)
         try:
             found = read_manifest(descriptor, archive)
         except OSError as error:
@@ -289,21 +297,16 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             # An archive placed for one prefix is written as it is, and moved to another one afterwards.
             at_once = manifest.dest_prefix is None
             if at_once:
-                write_state(root, archive_id, None, prefix, False)
+                begin_state(root, None, prefix)
             extractor = _Extractor(reader, manifest, root, os.fsencode(prefix) if at_once else None, relocated)
             placed = _extract(job, extractor, reader, manifest, total)
             _write_manifest(root, manifest.to_bytes(), archive_id)
             if at_once:
                 _second_phase(root, relocated, os.fsencode(prefix), placed)
                 _check_all_written(root, relocated, manifest)
-                write_state(root, archive_id, prefix, prefix, True)
-            elif manifest.dest_prefix != prefix:
-                state = read_state(root)
-                write_state(root, archive_id, manifest.dest_prefix, prefix, False)
-                result = relocate_tree(root, prefix, relocated, state, KERNELS)
-                if result.left:
-                    raise DamagedArchive("a relocation does not fit its file", path=result.left[0])
-                write_state(root, archive_id, prefix, prefix, True)
+                write_state(root, archive_id, prefix)
+            else:
+                _move_to(root, archive_id, prefix, relocated)
             _make_links(root, manifest.members)
             _finish_directories(root, manifest.members)
             where.finish()
@@ -361,6 +364,18 @@ def _check_all_written(root: str, relocated: Sequence[RelocatedFile], manifest: 
     for member in manifest.members:
         if member.kind is Kind.FILE and not os.path.lexists(os.path.join(root, member.path)):
             raise DamagedArchive("a member was not in the archive", path=member.path)
+
+
+def _move_to(root: str, archive_id: str, prefix: str, relocated: Sequence[RelocatedFile]) -> None:
+    """Bring files that were written as the archive has them (archive form, or placed when packing) to a prefix."""
+    try:
+        state = read_state(root)
+    except ValueError as error:
+        raise DamagedArchive(f"the archive's own state is broken ({error})") from None
+    result = relocate_tree(root, prefix, relocated, begin_state(root, state, prefix), KERNELS)
+    if result.left:
+        raise DamagedArchive("a relocation does not fit its file", path=result.left[0])
+    write_state(root, archive_id, prefix)
 
 
 def _write_manifest(root: str, data: bytes, archive_id: str) -> None:
@@ -425,13 +440,7 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
                 relocated = check_relocated(done.relocations, done.manifest.members, done.manifest.dest_prefix is None)
                 check_length(prefix, longest_prefix(relocated))
                 n_relocated = len(relocated)
-                state = read_state(where.root)
-                write_state(where.root, archive_id, done.manifest.dest_prefix, prefix, False)
-                if done.manifest.dest_prefix != prefix:
-                    result = relocate_tree(where.root, prefix, relocated, state, KERNELS)
-                    if result.left:
-                        raise DamagedArchive("a relocation does not fit its file", path=result.left[0])
-                write_state(where.root, archive_id, prefix, prefix, True)
+                _move_to(where.root, archive_id, prefix, relocated)
             else:
                 if job.elsewhere:
                     raise UsageError("--dest-prefix needs an archive that fastpack made", path=job.archive)

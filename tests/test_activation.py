@@ -26,7 +26,7 @@ def require(shell: str) -> None:
 @pytest.fixture
 def env(tmp_path: Path) -> str:
     """An unpacked environment with activation scripts, one of which reads a variable that is not set."""
-    source, target = str(tmp_path / "source"), str(tmp_path / "it's an \"env\" 环境 $x")
+    source, target = str(tmp_path / "source"), str(tmp_path / 'it\'s an "env" 环境 $x')
     files = {
         "etc/conda/activate.d/a.sh": MadeFile(b'export APP_HOME="$CONDA_PREFIX/app"\n: $NOT_SET_ANYWHERE\n'),
         "etc/conda/activate.d/b.sh": MadeFile(b"export APP_ORDER=${APP_HOME##*/}\n"),
@@ -67,11 +67,13 @@ command -v deactivate || echo gone
     assert done.returncode == 0 and done.stderr == "", done.stderr
     name = os.path.basename(env)
     assert done.stdout.splitlines() == [
-        env, name, "1", f"{env}/bin:/usr/local/bin:/usr/bin:/bin", f"({name}) $ ", f"{env}/app", "app", "1", "gone",
+        env, name, "1", f"{env}/bin:/usr/local/bin:/usr/bin:/bin", "(env) $ ", f"{env}/app", "app", "1", "gone",
     ]  # fmt: skip
     before, after = ((tmp_path / name).read_text().splitlines() for name in ("before", "after"))
     # What a shell itself changes from one `set` to the next.
-    own = re.compile(r"^(_|BASH_\w+|LINENO|RANDOM|SRANDOM|SECONDS|EPOCH\w+|PIPESTATUS|TTYIDLE|status|\?|!|0|pipestatus)=")
+    own = re.compile(
+        r"^(_|BASH_\w+|LINENO|RANDOM|SRANDOM|SECONDS|EPOCH\w+|PIPESTATUS|TTYIDLE|status|\?|!|0|pipestatus)="
+    )
     assert [line for line in after if not own.match(line)] == [line for line in before if not own.match(line)]
 
 
@@ -117,8 +119,9 @@ def test_pending_relocations_are_said_in_one_line(env: str, tmp_path: Path, shel
     subprocess.run(["tar", "--zstd", "-xf", str(tmp_path / "a.tar.zst"), "-C", str(raw)], check=True)
     done = run(shell, text, str(raw))
     assert done.stdout.strip() == str(raw) and done.stderr.count("\n") == 1 and f"{raw}/bin/conda-unpack" in done.stderr
-    moved = str(tmp_path / "moved")
-    os.rename(env, moved)
+    moved = str(tmp_path / "moved 环")
+    fastpack.unpack(str(tmp_path / "a.tar.zst"), str(tmp_path / "first"))
+    os.rename(tmp_path / "first", moved)
     done = run(shell, text, moved)
     assert done.stdout.strip() == moved and "was moved" in done.stderr and done.stderr.count("\n") == 1
     assert run(shell, '"$1/bin/conda-unpack" -q', moved).returncode == 0
@@ -136,7 +139,11 @@ def test_half_an_environment_is_not_activated(env: str, shell: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_deactivate_can_be_sourced_and_nothing_is_active(env: str, shell: str) -> None:
     require(shell)
-    done = run(shell, 'set -u; . "$1/bin/activate"; . "$1/bin/deactivate"; . "$1/bin/deactivate"; echo "${CONDA_PREFIX-none}"', env)
+    done = run(
+        shell,
+        'set -u; . "$1/bin/activate"; . "$1/bin/deactivate"; . "$1/bin/deactivate"; echo "${CONDA_PREFIX-none}"',
+        env,
+    )
     assert (done.stdout.strip(), done.stderr) == ("none", "")
 
 

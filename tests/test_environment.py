@@ -187,9 +187,7 @@ def test_names_are_looked_up_without_asking_conda(tmp_path: Path, monkeypatch: p
         prefix_of_name("found")
 
 
-def test_only_then_a_client_is_asked_and_never_through_a_shell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_then_a_client_is_asked_and_never_through_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = tmp_path / "else where" / "odd"
     install([app_package()], str(prefix))
     tools = tmp_path / "tools"

@@ -147,7 +147,10 @@ def test_the_same_bytes_whatever_the_threads_the_day_and_the_place(tmp_path: Pat
     archives = set()
     for k, name in enumerate(("one", "the other place 环")):
         prefix = str(tmp_path / name)
-        install([app_package(), MadePackage("big", files={"lib/big": MadeFile(os.urandom(0) + bytes(range(256)) * 90000)})], prefix)
+        install(
+            [app_package(), MadePackage("big", files={"lib/big": MadeFile(os.urandom(0) + bytes(range(256)) * 90000)})],
+            prefix,
+        )
         write(prefix, "own.txt", f"{prefix}/x\n")
         write(prefix, "bin/own", f"#!{prefix}/bin/python\n", 0o755)
         for threads in (1, 2, 5):
@@ -241,7 +244,10 @@ def test_a_hard_link_of_the_source_is_never_patched_through(made: str, tmp_path:
     fastpack.pack(prefix=made, output=out)
     fastpack.unpack(out, target)
     assert snapshot(made) == before
-    assert Path(target, "share/app/app.conf").read_bytes() == b"home = " + target.encode() + b"\r\nlib=" + target.encode() + b"/lib"
+    assert (
+        Path(target, "share/app/app.conf").read_bytes()
+        == b"home = " + target.encode() + b"\r\nlib=" + target.encode() + b"/lib"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["tar.zst", "tar.gz", "tar", "tgz", "tzst"])
@@ -271,7 +277,9 @@ def test_levels_and_formats_are_checked(made: str, tmp_path: Path) -> None:
         fastpack.pack(prefix=made, output=str(tmp_path / "a.rar"))
     with pytest.raises(errors.UsageError, match="unknown format"):
         fastpack.pack(prefix=made, output=str(tmp_path / "a"), format="rar")
-    assert fastpack.pack(prefix=made, output=str(tmp_path / "named"), format="tar.gz", compress_level=9).format == "tar.gz"
+    assert (
+        fastpack.pack(prefix=made, output=str(tmp_path / "named"), format="tar.gz", compress_level=9).format == "tar.gz"
+    )
     assert sorted(os.listdir(tmp_path)) == ["made env", "named"]
 
 
@@ -306,7 +314,9 @@ def test_editable_packages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.EditablePackages, match=r"two \(/home/me/two\)") as caught:
         fastpack.pack(prefix=prefix, output=out)
     assert caught.value.exit_code == 14
-    assert "editable" in {w.code for w in fastpack.pack(prefix=prefix, output=out, ignore_editable_packages=True).warnings}
+    assert "editable" in {
+        w.code for w in fastpack.pack(prefix=prefix, output=out, ignore_editable_packages=True).warnings
+    }
 
 
 def test_an_output_in_the_prefix_or_in_the_way_is_refused(made: str, tmp_path: Path) -> None:
@@ -330,7 +340,9 @@ def test_an_output_in_the_prefix_or_in_the_way_is_refused(made: str, tmp_path: P
     assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "link", "made env"]
 
 
-def test_the_default_output_is_named_after_the_real_prefix(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_output_is_named_after_the_real_prefix(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.symlink(made, tmp_path / "alias")
     monkeypatch.chdir(tmp_path)
     assert fastpack.pack(prefix="alias").output == str(tmp_path / "made env.tar.zst")
@@ -361,7 +373,10 @@ def test_dest_prefix_places_everything_and_can_be_relocated_again(made: str, tmp
     assert keep(snapshot(target)) == keep(snapshot(other))
     moved = str(tmp_path / "moved")
     fastpack.unpack(out, moved)
-    assert Path(moved, "share/app/app.conf").read_bytes() == b"home = %s\r\nlib=%s/lib" % (moved.encode(), moved.encode())
+    assert Path(moved, "share/app/app.conf").read_bytes() == b"home = %s\r\nlib=%s/lib" % (
+        moved.encode(),
+        moved.encode(),
+    )
     with pytest.raises(errors.PrefixTooLong):
         fastpack.pack(prefix=made, output=out, force=True, dest_prefix="/" + "x" * 255)
 
@@ -399,7 +414,16 @@ def test_fluent_interface(made: str, tmp_path: Path) -> None:
 
 
 def test_odd_names_go_through(made: str, tmp_path: Path) -> None:
-    names = ["new\nline", "x" * 255, "näme-名前", os.fsdecode(b"\xff\xfe"), "-dash", "a'b\"c", " space ", "d/" * 60 + "y" * 200]
+    names = [
+        "new\nline",
+        "x" * 255,
+        "näme-名前",
+        os.fsdecode(b"\xff\xfe"),
+        "-dash",
+        "a'b\"c",
+        " space ",
+        "d/" * 60 + "y" * 200,
+    ]
     for name in names:
         write(made, f"odd/{name}", f"#{name}".encode("utf-8", "surrogateescape") + os.fsencode(made))
     out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "target")
@@ -407,7 +431,9 @@ def test_odd_names_go_through(made: str, tmp_path: Path) -> None:
     fastpack.unpack(out, target)
     for name in names:
         data = Path(target, f"odd/{name}").read_bytes()
-        assert data == f"#{name}".encode("utf-8", "surrogateescape") + os.fsencode(made) or data.endswith(target.encode())
+        assert data == f"#{name}".encode("utf-8", "surrogateescape") + os.fsencode(made) or data.endswith(
+            target.encode()
+        )
 
 
 def test_the_archive_form_of_unmanaged_text_has_our_own_placeholder(made: str, tmp_path: Path) -> None:

@@ -33,7 +33,17 @@ from fastpack.model import PLACEHOLDER
 from tests.oracles.rattler_rules import entry_point_shebang, replace_shebang
 
 P = PLACEHOLDER.decode()
-PREFIXES = ["/", "/n", "/a b", "/" + "x" * 100, "/" + "x" * 124, "/" + "x" * 125, "/" + "x" * 240, "/环境/é", "/a b/" + "y" * 200]
+PREFIXES = [
+    "/",
+    "/n",
+    "/a b",
+    "/" + "x" * 100,
+    "/" + "x" * 124,
+    "/" + "x" * 125,
+    "/" + "x" * 240,
+    "/环境/é",
+    "/a b/" + "y" * 200,
+]
 HEADERS = [f"#!{P}/bin/python", f"#!{P}/bin/python3.11 -u", f"#! {P}/bin/python3.11", f"#!{P}/bin/perl -w", "#!/bin/sh",
            f"#!/bin/sh {P}/x", f"#!{P}/bin/Rscript --vanilla", f"#!{P}/bin/python\r"]  # fmt: skip
 
@@ -50,7 +60,7 @@ def test_row_12_entry_points_are_rattlers(prefix: str) -> None:
     assert found == entry_point_shebang(prefix, "bin/python3.11")
 
 
-names = st.text(st.sampled_from("ab/ é\"\\%$#x."), min_size=1, max_size=30).map(lambda text: os.fsencode("/" + text))
+names = st.text(st.sampled_from('ab/ é"\\%$#x.'), min_size=1, max_size=30).map(lambda text: os.fsencode("/" + text))
 kinds = st.lists(st.sampled_from(["text", "percent", "json", "direct-url"]), max_size=6)
 
 
@@ -161,9 +171,8 @@ def test_a_tree_may_stop_anywhere_and_be_finished(tmp_path: os.PathLike[str]) ->
         ):
             with open(os.path.join(root, name), "wb") as file:
                 file.write(data)
-            files.append(
-                RelocatedFile(name, hashlib.sha256(data).hexdigest(), len(data), 0o640, PLACEHOLDER, (item,))
-            )
+            os.chmod(os.path.join(root, name), 0o640)
+            files.append(RelocatedFile(name, hashlib.sha256(data).hexdigest(), len(data), 0o640, PLACEHOLDER, (item,)))
     relocate_tree(root, "/first", files, None)
     # Interrupted on the way from /first to /second: half of the files are there already.
     relocate_tree(root, "/second", files[:5], {"prefix": "/first", "target": "/second", "complete": False})

@@ -117,7 +117,8 @@ def test_a_longer_prefix_is_refused(kernel: ModuleType) -> None:
 def test_un_relocate_after_relocate_is_identity(rows: list[tuple[int, bytes]], length: int) -> None:
     new = (b"/" + b"n" * 200)[:length]
     data = b"".join(
-        OLD.join([b"x"] * (count + 1)) + b"<" + tail.replace(b"\0", b"").replace(b"/", b"") + b"\0" for count, tail in rows
+        OLD.join([b"x"] * (count + 1)) + b"<" + tail.replace(b"\0", b"").replace(b"/", b"") + b"\0"
+        for count, tail in rows
     )
     placed = conda_rules.binary_replace(data, OLD, new)
     strings = scan_binary(lambda n, at: placed[at : at + n], len(placed), (new,), len(OLD))
@@ -139,9 +140,7 @@ def test_a_string_across_windows_is_found_whole(monkeypatch: pytest.MonkeyPatch)
     new = b"/target/prefix"
     for _ in range(300):
         blocks = [OLD + b"/x", OLD + b":" + OLD, b"y" * rng.randrange(1, 200), b"z"]
-        data = b"".join(
-            bytes(rng.randrange(60)) + rng.choice(blocks) + b"\0" for _ in range(rng.randrange(1, 8))
-        )
+        data = b"".join(bytes(rng.randrange(60)) + rng.choice(blocks) + b"\0" for _ in range(rng.randrange(1, 8)))
         placed = conda_rules.binary_replace(data, OLD, new)
 
         def pread(n: int, at: int, placed: bytes = placed) -> bytes:

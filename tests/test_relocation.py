@@ -39,7 +39,9 @@ PREFIXES = Prefixes([C])
 P = PLACEHOLDER
 
 
-@given(st.binary(max_size=60), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5), st.binary(max_size=6)), max_size=8))
+@given(
+    st.binary(max_size=60), st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5), st.binary(max_size=6)), max_size=8)
+)
 def test_reading_a_range_is_slicing_the_whole(data: bytes, rows: list[tuple[int, int, bytes]]) -> None:
     edits, position = [], 0
     for gap, length, new in rows:
@@ -74,10 +76,10 @@ def test_a_natural_mention_of_the_prefix_is_settled_by_the_hash() -> None:
 # --- row 12: shebangs
 
 TWO_LINES = [
-    (b"#!/bin/sh\n'''exec' \"" + C + b"/bin/python3.11\" \"$0\" \"$@\" #'''\n", b"/bin/python3.11"),  # rattler
-    (b"#!/bin/sh\n'''exec' \"" + C + b"/bin/python\" -u \"$0\" \"$@\" #'''\n", b"/bin/python -u"),
+    (b"#!/bin/sh\n'''exec' \"" + C + b'/bin/python3.11" "$0" "$@" #\'\'\'\n', b"/bin/python3.11"),  # rattler
+    (b"#!/bin/sh\n'''exec' \"" + C + b'/bin/python" -u "$0" "$@" #\'\'\'\n', b"/bin/python -u"),
     (b"#!/bin/sh\n'''exec' " + C + b"/bin/python \"$0\" \"$@\"\n' '''\n", b"/bin/python"),  # pip, unquoted
-    (b"#!/bin/sh\n'''exec' \"" + C + b"/bin/python\" \"$0\" \"$@\"\n' '''\n", b"/bin/python"),  # distlib
+    (b"#!/bin/sh\n'''exec' \"" + C + b'/bin/python" "$0" "$@"\n\' \'\'\'\n', b"/bin/python"),  # distlib
     (b"#!/bin/sh\n'''exec' '" + C + b"/bin/python3' \"$0\" \"$@\"\n' '''\n", b"/bin/python3"),  # uv
 ]
 
@@ -90,7 +92,13 @@ def test_row_12_two_line_forms_are_recognised(head: bytes, true: bytes) -> None:
 
 
 def test_row_12_other_first_lines_are_none_of_ours() -> None:
-    for data in (b"#!/bin/sh\necho\n", b"#!/usr/bin/env python\n", b"import sys\n", b"#!/opt/my env2/bin/python\n", b""):
+    for data in (
+        b"#!/bin/sh\necho\n",
+        b"#!/usr/bin/env python\n",
+        b"import sys\n",
+        b"#!/opt/my env2/bin/python\n",
+        b"",
+    ):
         assert script_header(data, PREFIXES, P) is None
 
 
@@ -126,9 +134,15 @@ def test_row_12_python_and_perl_run_by_the_archive_form(tmp_path: object) -> Non
     for name, target in (("python", sys.executable), ("perl", "/usr/bin/perl")):
         if os.path.exists(target):
             os.symlink(target, os.path.join(folder, name))
-    scripts = {"py": (b"/bin/python -u", b"\nimport sys\nprint('ran', sys.argv[1], sys.stdout.write_through)\n", "ran x y True")}
+    scripts = {
+        "py": (
+            b"/bin/python -u",
+            b"\nimport sys\nprint('ran', sys.argv[1], sys.stdout.write_through)\n",
+            "ran x y True",
+        )
+    }
     if os.path.exists("/usr/bin/perl"):
-        scripts["pl"] = (b"/bin/perl -w", b"\nprint \"ran $ARGV[0] $^W\\n\";\n", "ran x y 1")
+        scripts["pl"] = (b"/bin/perl -w", b'\nprint "ran $ARGV[0] $^W\\n";\n', "ran x y 1")
     for name, (true, body, wanted) in scripts.items():
         path = os.path.join(folder, name)
         head = relocatable_header(b"#!" + P + true, P, f"bin/{name}", body)
@@ -197,8 +211,12 @@ def test_row_14_links(path: str, target: str, wanted: str, external: bool) -> No
 # --- row 16: records and what pip writes
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    )
+)
 def test_json_scalars_are_where_json_says(value: object) -> None:
     for text in (json.dumps(value), json.dumps(value, indent=2, ensure_ascii=False)):
         for path, start, stop in json_scalars(text):
@@ -269,7 +287,10 @@ def test_row_16_pip_record() -> None:
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
         return b"%s,sha256=%s,%d" % (path.encode(), digest, len(data))
 
-    data = b"\n".join([line("../../../bin/tool", script_disk), line("p/__init__.py", b"x"), b"p/x.pyc,,", b'"p/a,b.py",,']) + b"\n"
+    data = (
+        b"\n".join([line("../../../bin/tool", script_disk), line("p/__init__.py", b"x"), b"p/x.pyc,,", b'"p/a,b.py",,'])
+        + b"\n"
+    )
     archived = {"bin/tool": Stated(sha256(script_archive), len(script_archive))}
     on_disk = {"bin/tool": Stated(sha256(script_disk), len(script_disk))}
     form = pip_record_form(data, "lib/python3.11/site-packages", archived, on_disk, frozenset({"bin/tool"}))

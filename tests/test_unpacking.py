@@ -23,8 +23,9 @@ import zstandard
 
 import fastpack
 from fastpack import container, digest, errors
-from fastpack._place_py import Relocation, read_relocations, write_relocations
+from fastpack._place_py import Relocation, content_mtime, read_relocations, write_relocations
 from fastpack.codec import CODECS
+from fastpack.destination import _make_marker
 from fastpack.frames import Locator, trailer
 from fastpack.manifest import Frame, Manifest, Member
 from fastpack.model import Kind
@@ -284,7 +285,7 @@ def rebuilt(archive: str, out: str, change: Callable[[Manifest, list[bytes]], Ma
         frames.append(dataclasses.replace(frame, offset=len(blob), packed_bytes=len(packed), plain_bytes=len(plain)))
         blob += packed
     text = dataclasses.replace(manifest, frames=tuple(frames)).to_bytes()
-    own = Member(Kind.FILE, ".fastpack/manifest", 0o644, 946684800, len(text))
+    own = Member(Kind.FILE, ".fastpack/manifest", 0o644, content_mtime(digest.blake(text)), len(text))
     sizes = [(f.packed_bytes, f.plain_bytes) for f in frames]
     for part in (own.header(""), text, bytes(container.padding(len(text))) + container.END):
         packed = codec.compress(part, 3)
@@ -349,7 +350,9 @@ def test_a_newer_format(archive: str, tmp_path: Path) -> None:
 def test_another_platform(archive: str, tmp_path: Path) -> None:
     def change(manifest: Manifest, plains: list[bytes]) -> Manifest:
         plains[0] = plains[0].replace(os.uname().machine.encode(), b"m68k" + b" " * (len(os.uname().machine) - 4))
-        return dataclasses.replace(manifest, header={**manifest.header, "requires": {"platform": "Linux", "arch": "m68k"}})
+        return dataclasses.replace(
+            manifest, header={**manifest.header, "requires": {"platform": "Linux", "arch": "m68k"}}
+        )
 
     out = rebuilt(archive, str(tmp_path / "b.tar.zst"), change)
     for piped in (False, True):
@@ -391,7 +394,12 @@ def test_swapped_frames(archive: str, tmp_path: Path) -> None:
     manifest = manifest_of(archive)
     data = Path(archive).read_bytes()
     a, b = manifest.frames[-2], manifest.frames[-1]
-    swapped = data[: a.offset] + data[b.offset : b.offset + b.packed_bytes] + data[a.offset : b.offset] + data[b.offset + b.packed_bytes :]
+    swapped = (
+        data[: a.offset]
+        + data[b.offset : b.offset + b.packed_bytes]
+        + data[a.offset : b.offset]
+        + data[b.offset + b.packed_bytes :]
+    )
     out = tmp_path / "b.tar.zst"
     out.write_bytes(swapped)
     assert refused(str(out), str(tmp_path / "target"), piped=False).code == 30
@@ -518,12 +526,10 @@ def test_an_interrupted_unpack_cleans_up(archive: str, tmp_path: Path, number: i
 
 
 def test_another_unpack_to_the_same_place_is_not_disturbed(archive: str, tmp_path: Path) -> None:
-    import fcntl
-
     partial = tmp_path / "target.partial-1234"
-    write(str(partial), ".fastpack/incomplete", '{"made": "whole"}')
-    with open(partial / ".fastpack/incomplete", "rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    write(str(partial), "bin/half", "")
+    write(str(partial), ".fastpack/x", "")
+    with _make_marker(str(partial), {"made": "whole"}):
         fastpack.unpack(archive, str(tmp_path / "target"))
         assert partial.exists()
     shutil.rmtree(tmp_path / "target")
@@ -532,6 +538,67 @@ def test_another_unpack_to_the_same_place_is_not_disturbed(archive: str, tmp_pat
     write(str(tmp_path / "user.partial-1"), "mine", "not ours")
     fastpack.unpack(archive, str(tmp_path / "user"))
     assert (tmp_path / "user.partial-1/mine").exists()
+
+
+def test_a_marker_that_was_not_made_here_allows_nobody_to_remove_anything(archive: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for made in ("whole", "moved", "added"):
+        content = {"made": made, "names": ["precious"], "folders": [], "inode": [1, 1]}
+        write(str(target), ".fastpack/incomplete", json.dumps(content))
+        write(str(target), "precious", "data")
+        with pytest.raises(errors.IncompleteEnvironment):
+            fastpack.unpack(archive, str(target), force=True)
+        assert (target / "precious").read_text() == "data"
+
+
+def test_a_swap_that_is_killed_leaves_one_of_the_two_whole(archive: str, tmp_path: Path) -> None:
+    """At each system call of the exchange: what is at the destination is whole, and the next run removes the rest."""
+    target = str(tmp_path / "target")
+    fastpack.unpack(archive, target)
+    code = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from fastpack import destination, fs
+n = int(sys.argv[1])
+real = {{name: getattr(os, name) for name in ("unlink", "rename", "rmdir")}}
+calls = 0
+def counted(name):
+    def call(*a, **k):
+        global calls
+        if calls >= 0:
+            calls += 1
+            if calls == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return real[name](*a, **k)
+    return call
+real_swap = destination.Destination._swap
+def swap(self):
+    for name in real:
+        setattr(os, name, counted(name))
+    real_swap(self)
+destination.Destination._swap = swap
+import fastpack
+fastpack.unpack(sys.argv[2], sys.argv[3], force=True)
+""".format(path=sys.path)
+    for n in (1, 2, 3, 5, 9, 20, 40):
+        done = subprocess.run([sys.executable, "-c", code, str(n), archive, target], capture_output=True, text=True)
+        assert done.returncode in (-signal.SIGKILL, 0), done.stderr
+        assert fastpack.relocate(target).left == ()
+        fastpack.unpack(archive, target, force=True)
+        assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "made env", "target"], n
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make devices")
+def test_an_output_that_is_no_file_is_not_replaced(made: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    os.symlink("fifo", tmp_path / "link")
+    for name in ("fifo", "link"):
+        with pytest.raises(errors.AlreadyExists, match="no regular file"):
+            fastpack.pack(prefix=made, output=str(tmp_path / name), format="tar", force=True)
+    (tmp_path / "real.tar").write_text("old")
+    os.symlink("real.tar", tmp_path / "a.tar")
+    fastpack.pack(prefix=made, output=str(tmp_path / "a.tar"), force=True)
+    assert (tmp_path / "a.tar").is_symlink() and (tmp_path / "real.tar").read_bytes()[257:262] == b"ustar"
 
 
 def test_the_structures_of_the_end(archive: str) -> None:

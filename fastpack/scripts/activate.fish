@@ -3,7 +3,8 @@
 
 function _fastpack_activate
     set -l self $argv[1]
-    set -l prefix (cd (dirname -- "$self")/..; and pwd)
+    # By sh: a command substitution of fish would change the user's own directory.
+    set -l prefix (sh -c 'CDPATH= cd -- "$1/.." && pwd' sh (dirname -- "$self"))
     if test -z "$prefix"; or not test -d "$prefix/conda-meta"
         echo "activate: cannot tell where this environment lies; give the script's full path" >&2
         return 1
@@ -12,19 +13,26 @@ function _fastpack_activate
         echo "activate: $prefix was not unpacked to its end; remove it and unpack the archive again" >&2
         return 1
     end
-    if set -q _FASTPACK_PREFIX
+    if set -q _FASTPACK_PREFIX; and functions -q _fastpack_deactivate
         if test "$_FASTPACK_PREFIX" = "$prefix"
             return 0
         end
-        deactivate
+        _fastpack_deactivate
     end
     if test -f "$prefix/.fastpack/relocations.json"
         if not test -f "$prefix/.fastpack/state.json"
             echo "activate: some files still lack this prefix; run $prefix/bin/conda-unpack once" >&2
-        else if not string match -q -r '["\\\\]' -- "$prefix"
-            set -l state (cat "$prefix/.fastpack/state.json")
-            if not string match -q -- "*\"prefix\": \"$prefix\"*\"complete\": true*" "$state"
-                echo "activate: this environment was moved; run $prefix/bin/conda-unpack" >&2
+        else
+            set -l state (command cat "$prefix/.fastpack/state.json" | string collect)
+            set -l known (string match -r '"prefix": "([^"\\\\]*)", "target"' -- "$state")[2]
+            if not string match -q '*"complete": true*' -- "$state"
+                echo "activate: a relocation was interrupted; run $prefix/bin/conda-unpack" >&2
+            else if test -n "$known"; and test "$known" != "$prefix"
+                if test "$known" -ef "$prefix"
+                    set prefix $known
+                else
+                    echo "activate: this environment was moved; run $prefix/bin/conda-unpack" >&2
+                end
             end
         end
     end
@@ -55,10 +63,8 @@ function _fastpack_activate
         end
     end
 
-    function deactivate -d 'Undo bin/activate.fish'
-        if not set -q _FASTPACK_PREFIX
-            return 0
-        end
+    # Of a name that no other tool's deactivate takes away.
+    function _fastpack_deactivate -d 'Undo bin/activate.fish'
         set -l scripts $_FASTPACK_PREFIX/etc/conda/deactivate.d/*.fish
         for script in $scripts[-1..1]
             source $script
@@ -82,7 +88,11 @@ function _fastpack_activate
             functions -e _fastpack_old_prompt
         end
         set -e _FASTPACK_PREFIX
-        functions -e deactivate
+        functions -e deactivate _fastpack_deactivate
+    end
+
+    function deactivate -d 'Undo bin/activate.fish'
+        _fastpack_deactivate
     end
 
     for script in $prefix/etc/conda/activate.d/*.fish

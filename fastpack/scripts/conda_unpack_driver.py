@@ -7,7 +7,10 @@ def _say(text: str, quiet: bool) -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    prefix, options = arguments[0], arguments[1:]
+    if arguments and os.path.isdir(arguments[0]):
+        prefix, options = arguments[0], arguments[1:]
+    else:  # started as python bin/conda-unpack
+        prefix, options = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), arguments
     if "--help" in options or "-h" in options:
         print(
             "usage: conda-unpack [--quiet] [--version]\n\n"
@@ -31,7 +34,10 @@ def _main(arguments: list[str]) -> int:
     except FileNotFoundError:
         _say("%s has no %s: fastpack did not make this environment" % (prefix, RELOCATIONS), False)
         return 25
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except OSError as error:
+        _say("%s: %s" % (error.filename, error.strerror), False)
+        return 15
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         _say("the list of relocations or the state in %s/.fastpack is broken: %s" % (prefix, error), False)
         return 25
     raw = os.fsencode(prefix)
@@ -46,25 +52,22 @@ def _main(arguments: list[str]) -> int:
             False,
         )
         return 20
-    if state is not None and state["complete"] and state["prefix"] == prefix:
-        _say("nothing to do: %s has its prefix already" % prefix, quiet)
-        return 0
-    archive_id = "@ARCHIVE@" if state is None else state.get("archive_id", "")
-    previous = None if state is None else state["prefix"]
+    obstacle = unwritable(prefix, files)
+    if obstacle is not None:
+        _say("not readable or not writable, so nothing was changed: %s" % obstacle, False)
+        return 15
     try:
-        # Not writable at all is said before anything changes.
-        probe = os.path.join(prefix, ".fastpack", ".conda-unpack-probe")
-        with open(probe, "wb"):
-            pass
-        os.unlink(probe)
-        write_state(prefix, archive_id, previous, prefix, False)
-        result = relocate_tree(prefix, prefix, files, {"prefix": previous, "target": prefix, "complete": False})
-        write_state(prefix, archive_id, prefix, prefix, True)
+        begun = begin_state(prefix, state, prefix)
+        result = relocate_tree(prefix, prefix, files, begun)
+        write_state(prefix, begun["archive_id"], prefix)
     except OSError as error:
         _say("%s: %s; mend that and run it again" % (error.filename or prefix, error.strerror), False)
         return 23 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 15
     for path in result.left:
         _say("left as it is, since it was changed or removed after unpacking: %s" % path, False)
+    if not result.written:
+        _say("nothing to do: %s has its prefix already" % prefix, quiet)
+        return 0
     _say(
         "%d files relocated, %d right already, %d left, %.1f s"
         % (len(result.written), len(result.unchanged), len(result.left), now() - started),
@@ -74,4 +77,8 @@ def _main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    try:
+        sys.exit(_main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        _say("interrupted; run it again to finish", False)
+        sys.exit(130)

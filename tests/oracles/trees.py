@@ -64,7 +64,9 @@ def differences(found: str, wanted: str) -> list[str]:
         with open(a, "rb") as first, open(b, "rb") as second:
             data, want = first.read(), second.read()
         is_record = path.startswith("conda-meta/")
-        if data != want and not (path.endswith(".json") and is_record and _blank(json.loads(data)) == _blank(json.loads(want))):
+        if data != want and not (
+            path.endswith(".json") and is_record and _blank(json.loads(data)) == _blank(json.loads(want))
+        ):
             rows.append(f"bytes {path}")
         # Group's and others' write bits follow the umask of the day; records are 0644 by design.
         if (os.stat(a).st_mode ^ os.stat(b).st_mode) & 0o755 and not is_record:
