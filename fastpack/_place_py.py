@@ -356,9 +356,10 @@ def unplace(
             field = _FIELD["pip-record" if item.kind == "pip-record" else item.value[0]]
             match = field.match(data, offset)
             known = (stated or {}).get(_stated_path(item))
-            if not match or known is None:
+            if not match:
                 raise Mismatch("no hash or size at offset %d" % offset)
-            found, new = match.group(), stated_field(item.kind, item.value, known)
+            found = match.group()
+            new = found if known is None else stated_field(item.kind, item.value, known)
         else:
             found, new = encoded_prefix(item.kind, prefix), placeholder
         if data[offset : offset + len(found)] != found:
@@ -433,13 +434,17 @@ def begin_state(root: str, state: Mapping[str, Any] | None, target: str) -> dict
     return begun
 
 
-def write_state(root: str, archive_id: str, prefix: str) -> None:
-    """Write ``.fastpack/state.json`` after the last change: everything names `prefix`."""
+def write_state(root: str, archive_id: str, prefix: str, earlier: Sequence[str] = ()) -> None:
+    """Write ``.fastpack/state.json`` after the last change: everything names `prefix`.
+
+    The latest few of the `earlier` prefixes are kept: what other tools wrote in between may still name them.
+    """
     state = {
         "format": 0,
         "archive_id": archive_id,
         "prefix": prefix,
         "target": prefix,
+        "earlier": [path for path in earlier if path != prefix][-8:],
         "pad": "conda",
         "complete": True,
     }
@@ -474,7 +479,15 @@ def replace_file(path: str, chunks: Iterable[Any], mode: int, mtime: int | None)
     """Write a new file beside `path` and rename it over: never through an inode that something else may share."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, "%s%d-%s" % (_NEW, os.getpid(), name[-200:]))
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    locked = None
+    try:
+        descriptor = os.open(temporary, flags, 0o600)
+    except PermissionError:
+        # A directory of our own that is read-only: opened for the moment.
+        locked = stat.S_IMODE(os.stat(folder).st_mode)
+        os.chmod(folder, locked | 0o300)
+        descriptor = os.open(temporary, flags, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             for chunk in chunks:
@@ -490,6 +503,9 @@ def replace_file(path: str, chunks: Iterable[Any], mode: int, mtime: int | None)
         except OSError:
             pass
         raise
+    finally:
+        if locked is not None:
+            os.chmod(folder, locked)
 
 
 def _is_regular(path: str) -> bool:
@@ -507,6 +523,7 @@ def relocate_file(
     archive: Mapping[str, Stated],
     placed: dict[str, Stated],
     kernels: Kernels,
+    dry_run: bool = False,
 ) -> str:
     """Bring one file to `target`; 'written', 'unchanged', or 'left' when it is none of the forms we know.
 
@@ -557,6 +574,8 @@ def relocate_file(
             placed[file.path] = Stated(result.hexdigest(), size)
             if result.digest() == disk.digest():
                 return "unchanged"
+            if dry_run:
+                return "written"
             digest = result.digest()
             if size > SMALL_FILE:
                 digest = hashlib.sha256(mtime_key(size, head, tail)).digest()
@@ -572,6 +591,7 @@ def relocate_tree(
     state: Mapping[str, Any] | None,
     kernels: Kernels = Kernels(),  # noqa: B008 (a tuple of functions)
     progress: Callable[[RelocatedFile], None] = lambda file: None,
+    dry_run: bool = False,
 ) -> TreeResult:
     """Bring an unpacked environment's files to the prefix `target`.
 
@@ -592,7 +612,8 @@ def relocate_tree(
     sources: list[bytes | None] = [os.fsencode(name) for name in dict.fromkeys(names) if name is not None]
     sources.append(None)
     for folder in sorted({os.path.dirname(file.path) for file in files} | {".fastpack"}):
-        _remove_debris(os.path.join(root, folder))
+        if not dry_run:
+            _remove_debris(os.path.join(root, folder))
     archive = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
     placed: dict[str, Stated] = {}
     result = TreeResult([], [], [])
@@ -603,7 +624,7 @@ def relocate_tree(
             path = os.path.join(root, file.path)
             outcome = "left"
             if _is_regular(path):
-                outcome = relocate_file(path, file, sources, os.fsencode(target), archive, placed, kernels)
+                outcome = relocate_file(path, file, sources, os.fsencode(target), archive, placed, kernels, dry_run)
             {"written": result.written, "unchanged": result.unchanged, "left": result.left}[outcome].append(file.path)
             progress(file)
     return result
@@ -613,7 +634,7 @@ def unwritable(root: str, files: Sequence[RelocatedFile]) -> str | None:
     """The first file or directory that stands in the way of `relocate_tree`; None if all can be read and replaced."""
     for folder in sorted({os.path.dirname(file.path) for file in files} | {".fastpack"}):
         path = os.path.join(root, folder)
-        if os.path.isdir(path) and not os.access(path, os.W_OK | os.X_OK):
+        if os.path.isdir(path) and not os.access(path, os.W_OK | os.X_OK) and os.stat(path).st_uid != os.geteuid():
             return path
     for file in files:
         path = os.path.join(root, file.path)

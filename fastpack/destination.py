@@ -363,7 +363,7 @@ def _remove_marked(root: str) -> None:
 
 def _files_not_ours(root: str) -> list[str]:
     """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count."""
-    known: dict[str, tuple[int, int] | None] = dict.fromkeys((INCOMPLETE, STATE, ".fastpack/manifest"))
+    known: dict[str, tuple[int, int] | None] = {}
     try:
         with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
             for line in file:
@@ -373,6 +373,7 @@ def _files_not_ours(root: str) -> list[str]:
         with open(os.path.join(root, RELOCATIONS), "rb") as file:
             for relocated in read_relocations(file.read()):
                 known[relocated.path] = None  # its size and time follow from the prefix
+        known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest")))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None
     return sorted(

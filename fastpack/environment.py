@@ -10,8 +10,10 @@ import fnmatch
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -70,6 +72,7 @@ class Environment:
     records: tuple[Record, ...]
     files: dict[str, DiskFile]
     entries: dict[str, tuple[Record, PathEntry]]
+    other_claims: dict[str, tuple[tuple[Record, PathEntry], ...]]  # of paths that several packages have
     groups: dict[str, Group]
     distributions: tuple[Distribution, ...]
     site_packages: tuple[str, ...]
@@ -78,6 +81,7 @@ class Environment:
     editable: tuple[Editable, ...]
     earlier_prefixes: tuple[str, ...]
     left_out: dict[str, str]  # path -> why
+    left_out_before: tuple[str, ...]  # by the archive this environment came from: not missing
     filters: tuple[tuple[str, str], ...] = ()
     warnings: tuple[Warned, ...] = ()
 
@@ -233,6 +237,8 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
         raise EnvironmentNotFound(what, path=prefix, hint="give the directory of an environment")
     if "\n" in prefix:
         raise NotAnEnvironment("a prefix with a newline in its name cannot be packed", path=prefix)
+    if not os.access(prefix, os.R_OK | os.X_OK):
+        raise Unreadable("the environment's directory may not be read", path=prefix)
     if not os.path.isdir(os.path.join(prefix, "conda-meta")):
         raise NotAnEnvironment(
             "not a conda environment: it has no conda-meta", path=prefix, hint="give the environment's own directory"
@@ -248,10 +254,10 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
     except OSError as error:
         raise Unreadable(f"conda-meta cannot be read ({error.strerror})", path=prefix) from None
     entries: dict[str, tuple[Record, PathEntry]] = {}
-    claims: dict[str, list[str]] = {}
+    claims: dict[str, list[tuple[Record, PathEntry]]] = {}
     for record in records:
         for entry in record.entries:
-            claims.setdefault(entry.path, []).append(record.name)
+            claims.setdefault(entry.path, []).append((record, entry))
             entries[entry.path] = (record, entry)
     owned_tops = {path.split("/", 1)[0] for path in entries}
     left_out = {}
@@ -300,10 +306,12 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
         distributions=distributions,
         site_packages=site_packages,
         missing=missing,
-        clobbered=tuple((path, tuple(names)) for path, names in claims.items() if len(names) > 1),
-        editable=tuple(_editables(prefix, site_packages, files)),
+        other_claims={path: tuple(rows[:-1]) for path, rows in claims.items() if len(rows) > 1},
+        clobbered=tuple((path, tuple(r.name for r, _ in rows)) for path, rows in claims.items() if len(rows) > 1),
+        editable=tuple(_editables(prefix, site_packages, files, earlier)),
         earlier_prefixes=earlier,
         left_out=left_out,
+        left_out_before=tuple(sorted(previously_left_out - files.keys())),
         warnings=tuple(warnings),
     )
 
@@ -337,7 +345,7 @@ def _recorded_prefixes(prefix: str) -> tuple[str, ...]:
         raise IncompleteEnvironment(
             "a relocation of this environment was interrupted", path=prefix, hint="run its bin/conda-unpack again"
         )
-    return tuple(path for path in (state.get("prefix"),) if isinstance(path, str))
+    return tuple(path for path in (state.get("prefix"), *state.get("earlier", [])) if isinstance(path, str))
 
 
 def _previously_left_out(prefix: str) -> frozenset[str]:
@@ -394,8 +402,12 @@ def _distributions(
         portable = any("manylinux" in tag or "musllinux" in tag for tag in tags)
         paths: list[str] = []
         untouchable: set[str] = set()
-        for row in csv.reader(io.StringIO(_read_text(prefix, record_path))):
-            if not row:
+        try:
+            rows = list(csv.reader(io.StringIO(_read_text(prefix, record_path))))
+        except csv.Error:
+            continue  # no RECORD that says anything: its files belong to the rest
+        for row in rows:
+            if not row or "\0" in row[0]:
                 continue
             path = os.path.normpath(os.path.join(root, row[0]))
             file = files.get(path)
@@ -410,10 +422,16 @@ def _distributions(
         yield Distribution(Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(untouchable))
 
 
-def _editables(prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile]) -> Iterator[Editable]:
-    """Packages whose code lies outside: PEP 610, ``.egg-link``, ``.pth`` and ``__editable__`` finders."""
+def _editables(
+    prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], earlier: tuple[str, ...]
+) -> Iterator[Editable]:
+    """Packages whose code lies outside: PEP 610, ``.egg-link``, ``.pth`` and ``__editable__`` finders.
+
+    Code inside of the prefix comes along, and its path is relocated like any other.
+    """
     seen: set[str] = set()
-    inside = (prefix + "/", os.path.realpath(prefix) + "/")
+    places: set[str] = set()
+    inside = tuple(path + "/" for path in (prefix, os.path.realpath(prefix), *earlier))
     for root in site_packages:
         for path in files:
             if os.path.dirname(os.path.dirname(path)) != root or not path.endswith(".dist-info/direct_url.json"):
@@ -421,9 +439,11 @@ def _editables(prefix: str, site_packages: Iterable[str], files: dict[str, DiskF
             try:
                 table = json.loads(_read_text(prefix, path))
                 editable = table.get("dir_info", {}).get("editable") is True
-            except (ValueError, AttributeError):
+                place = urllib.parse.unquote(urllib.parse.urlsplit(str(table.get("url", ""))).path)
+            except (ValueError, AttributeError, RecursionError):
                 continue
-            if editable:
+            if editable and not (place + "/").startswith(inside):
+                places.add(place)
                 name = os.path.basename(os.path.dirname(path)).split("-")[0]
                 seen.add(name.lower().replace("-", "_"))
                 yield Editable(name, path, str(table.get("url", "")))
@@ -433,25 +453,36 @@ def _editables(prefix: str, site_packages: Iterable[str], files: dict[str, DiskF
             base = os.path.basename(path)
             if base.endswith(".egg-link"):
                 name = base[: -len(".egg-link")]
-                if name.lower().replace("-", "_") not in seen:
+                place = _read_text(prefix, path).split("\n")[0].strip()
+                if name.lower().replace("-", "_") not in seen and not (place + "/").startswith(inside):
                     seen.add(name.lower().replace("-", "_"))
-                    yield Editable(name, path, _read_text(prefix, path).split("\n")[0].strip())
+                    places.add(place)
+                    yield Editable(name, path, place)
             elif base.endswith(".pth") or (base.startswith("__editable__") and base.endswith("_finder.py")):
                 name = base.removeprefix("__editable__").strip("_.").split("-")[0].removesuffix("_finder.py")
                 if name.removesuffix(".pth").lower().split("_0")[0] in seen or any(
                     name.lower().replace(".", "_").startswith(known) for known in seen
                 ):
                     continue
-                for place in _outside_lines(_read_text(prefix, path), base, inside):
-                    yield Editable(name, path, place)
-                    break
+                full = os.path.join(prefix, root)
+                for place in _outside_lines(_read_text(prefix, path), base, full, inside):
+                    if place not in places:
+                        places.add(place)
+                        yield Editable(name, path, place)
 
 
-def _outside_lines(text: str, base: str, inside: tuple[str, ...]) -> Iterator[str]:
+def _outside_lines(text: str, base: str, folder: str, inside: tuple[str, ...]) -> Iterator[str]:
+    """Directories outside of the environment that a ``.pth`` file or a finder puts on Python's path."""
     if base.endswith(".pth"):
         for line in text.splitlines():
-            place = line.strip()
-            if place.startswith("/") and not (place + "/").startswith(inside):
+            if line.startswith(("import ", "import\t")):
+                yield from (place for place in _QUOTED.findall(line) if not (place + "/").startswith(inside))
+                continue
+            place = os.path.normpath(os.path.join(folder, line.strip()))
+            if line.strip() and not line.startswith("#") and not (place + "/").startswith(inside):
                 yield place
-    elif "MAPPING" in text:
+    elif "MAPPING" in text and any(not (place + "/").startswith(inside) for place in _QUOTED.findall(text)):
         yield base
+
+
+_QUOTED = re.compile(r"[\"'](/[^\"']+)[\"']")

@@ -24,6 +24,7 @@ from fastpack.relocation import (
     PRead,
     Prefixes,
     apply_edits,
+    binary_variants,
     direct_url_form,
     history_form,
     is_binary,
@@ -167,13 +168,17 @@ def examine(
     """
     prefixes = Prefixes((os.fsencode(path) for path in source_prefixes(env)), prefix_is_unique or None)
     result = Examination(prefixes)
+    excluded = env.excluded()
     untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))
     record_files = {record.path for record in env.records}
     pip_records = {f"{distribution.folder}/RECORD" for distribution in env.distributions}
     todo = [
         file
         for file in env.files.values()
-        if file.kind is Kind.FILE and file.path not in record_files and file.path not in pip_records
+        if file.kind is Kind.FILE
+        and file.path not in record_files
+        and file.path not in pip_records
+        and file.path not in excluded
     ]
 
     def run(chunk: Sequence[DiskFile]) -> list[tuple[str, Examined]]:
@@ -191,25 +196,72 @@ def examine(
 def source_prefixes(env: Environment) -> list[str]:
     """C as a set (DESIGN section 4): the given path, its real path, and earlier ones that its own files prove.
 
-    An environment that was moved still names its old place. Candidates are what scripts' first lines name; one counts
-    if taking it out of such a script gives the package's own sha256, or if our own state file says it.
+    An environment that was moved still names its old place. Candidates are what first lines and history name, and the
+    paths in files that a known prefix does not explain. One counts if taking it out of a managed file gives the
+    package's own sha256, or if our own state file says it.
     """
     known = list(dict.fromkeys([env.prefix, os.path.realpath(env.prefix), *env.earlier_prefixes]))
+    for candidate in _named_prefixes(env):
+        if candidate not in known and _proves(env, candidate):
+            known.append(candidate)
+    for _ in range(8):
+        guessed = _guess_prefix(env, known)
+        if guessed is None:
+            break
+        known.append(guessed)
+    return known
+
+
+def _named_prefixes(env: Environment) -> list[str]:
+    """Prefixes that scripts' first lines and history name, the most frequent first."""
     candidates: Counter[str] = Counter()
     for path, file in env.files.items():
+        if path == "conda-meta/history" and file.kind is Kind.FILE:
+            with open_source(env.prefix, file) as (_, pread):
+                text = pread(file.n_bytes, 0)
+            for match in re.finditer(rb"^# cmd:.* (?:-p|--prefix)[ =](/[^\n]*?)(?= -|\n| \S+$)", text, re.MULTILINE):
+                candidates[os.fsdecode(match[1])] += 1
         if not path.startswith("bin/") or file.kind is not Kind.FILE or not file.mode & 0o111:
             continue
         with open_source(env.prefix, file) as (_, pread):
             head = pread(min(4096, file.n_bytes), 0)
         if not head.startswith(b"#!"):
             continue
-        for match in re.finditer(rb"(/[^\n\"':]*?)/bin/[\w.+-]+(?=[\"'\s]|\Z)", b"\n".join(head.split(b"\n", 2)[:2])):
+        for match in re.finditer(rb"(/[^\n]*?)/bin/[\w.+-]+(?=[\"'\s]|\Z)", b"\n".join(head.split(b"\n", 2)[:2])):
             candidates[os.fsdecode(match[1])] += 1
-    for candidate, _ in candidates.most_common(16):
-        place = os.path.normpath(candidate)
-        if place not in known and place.count("/") >= 1 and _proves(env, place):
-            known.append(place)
-    return known
+    return [place for place, _ in candidates.most_common(16) if len(place) > 1]
+
+
+def _guess_prefix(env: Environment, known: Sequence[str]) -> str | None:
+    """A prefix that the bytes of some managed file give away, where none that is known stands in it."""
+    needles = [os.fsencode(path) for path in known]
+    files = [
+        (env.files[path], entry)
+        for path, (_, entry) in env.entries.items()
+        if entry.placeholder and entry.sha256 and entry.sha256 != entry.sha256_in_prefix
+        and env.files[path].kind is Kind.FILE and env.files[path].n_bytes <= 1 << 16
+    ]  # fmt: skip
+    tried = 0
+    for file, entry in sorted(files, key=lambda row: row[0].n_bytes):
+        with open_source(env.prefix, file) as (_, pread):
+            data = pread(file.n_bytes, 0)
+        if os.fsencode(entry.placeholder or "") in data or kernel.find(data, needles):
+            continue
+        pattern = rb"/[^\0]+" if entry.file_mode == "binary" else rb"/[^\0\n\r]+"
+        places: dict[bytes, None] = {}
+        for match in list(re.finditer(pattern, data))[:20]:
+            text = match[0]
+            ends = [k for k in range(1, len(text)) if text[k] in b"/\"':;, <>)"] + [len(text)]
+            places.update((text[:end], None) for end in ends[:40] if end <= len(entry.placeholder or ""))
+        for place in list(places)[:400]:
+            if place[-1:] != b"/" and place not in needles:
+                prefixes = Prefixes([place])
+                if _managed_with_placeholder(file, entry, prefixes, _from_memory(data), data)[1]:
+                    return os.fsdecode(place)
+        tried += 1
+        if tried >= 10:
+            return None
+    return None
 
 
 def _proves(env: Environment, candidate: str) -> bool:
@@ -239,7 +291,14 @@ def _examine_file(
     is_pyc = file.path.endswith(".pyc")
     with open_source(env.prefix, file) as (_, read):
         if claim is not None:
-            return _examine_managed(file, claim[1], prefixes, read, is_pyc, verify_source)
+            found = _examine_managed(file, claim[1], prefixes, read, is_pyc, verify_source)
+            # Of several packages that have this path, the one counts whose file it is.
+            for _, entry in env.other_claims.get(file.path, ()):
+                if found.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED):
+                    break
+                other = _examine_managed(file, entry, prefixes, read, is_pyc, verify_source)
+                found = other if other.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED) else found
+            return found
         if is_pyc or file.path in untouchable:
             return Examined(Verdict.UNMANAGED)
         pread, data = _buffered(read, file.n_bytes)
@@ -278,7 +337,7 @@ def _examine_managed(
         found = sha256_of(pread, file.n_bytes)
         known = {digest_ for digest_ in (entry.sha256, entry.sha256_in_prefix) if digest_}
         verdict = Verdict.STRUCTURAL if not known else Verdict.PLACED if found in known else Verdict.MODIFIED
-        return _examine_unmanaged(file, prefixes, pread, data, verdict, always=True)
+        return _examine_unmanaged(file, prefixes, pread, data, verdict)
     examined, _ = _managed_with_placeholder(file, entry, prefixes, pread, data)
     return examined
 
@@ -311,7 +370,11 @@ def _managed_with_placeholder(
     if binary:
         strings = scan_binary(pread, file.n_bytes, prefixes.plain, len(placeholder))
         form, natural = restore_binary(strings, prefixes.plain, placeholder)
-        proven = entry.sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == entry.sha256
+        for chosen in binary_variants(strings, prefixes.plain, pread, file.n_bytes):
+            variant, _ = restore_binary(chosen, prefixes.plain, placeholder)
+            if entry.sha256 is not None and sha256_of(pread, file.n_bytes, variant.edits) == entry.sha256:
+                form, proven = variant, True
+                break
         if natural and not proven:
             why = "a string names the prefix without room for a longer one"
     elif data is not None:
@@ -335,6 +398,8 @@ def _managed_with_placeholder(
         on_disk = sha256_of(pread, file.n_bytes)
         if entry.sha256_in_prefix is not None and on_disk == entry.sha256_in_prefix:
             verdict = Verdict.PLACED
+            if not form.relocations and entry.sha256 not in (None, on_disk):
+                why = "it names a prefix that this environment does not have, and that is not known"
         elif entry.sha256 is None:
             verdict = Verdict.STRUCTURAL
         else:
@@ -343,7 +408,8 @@ def _managed_with_placeholder(
         archive_header = None
         if file.mode & 0o111 and data is not None:
             normal = apply_edits(data, form.edits)
-            archive_header = relocatable_header(header.true, placeholder, file.path, normal)
+            body = normal[len(header.true) :]
+            archive_header = relocatable_header(header.true, placeholder, file.path, body)
             if archive_header is None:
                 why = "its first line needs bin/conda-unpack before it starts"
         form = with_header(form, header, archive_header or header.true)
@@ -369,7 +435,7 @@ def _big_hits(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> Iterator[
 def _examine_modified(file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Examined:
     """A managed file with a placeholder, changed since: by structure where that can be undone, else as found."""
     if not is_binary(pread, file.n_bytes):
-        return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED, always=True)
+        return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED)
     strings = scan_binary(pread, file.n_bytes, prefixes.plain, len(PLACEHOLDER))
     form, natural = restore_binary(strings, prefixes.plain, PLACEHOLDER)
     if natural:
@@ -378,12 +444,9 @@ def _examine_modified(file: DiskFile, prefixes: Prefixes, pread: PRead, data: by
 
 
 def _examine_unmanaged(
-    file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None, verdict: Verdict, always: bool = False
+    file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None, verdict: Verdict
 ) -> Examined:
-    """Rows 8, 12 and 16 for a file that no package manager wrote with a placeholder.
-
-    `always` applies row 8 to what conda wrote itself, even where the prefix is not unique.
-    """
+    """Rows 8, 12 and 16 for a file that no package manager wrote with a placeholder."""
     if data is not None and file.path.endswith(".dist-info/direct_url.json"):
         return _finish(file, direct_url_form(data, prefixes), pread, verdict, PLACEHOLDER)
     if data is not None and file.path == "conda-meta/history":
@@ -392,18 +455,16 @@ def _examine_unmanaged(
     if data is not None:
         if b"\0" in data:
             hits = None
-            named = bool(prefixes.unique and kernel.find(data, prefixes.plain))
+            named = bool(kernel.find(data, prefixes.unique))
         else:
             hits = kernel.find_text(data, prefixes.spelled)
             named = False
     else:
         hits = scan_unmanaged_text(pread, file.n_bytes, prefixes)
-        named = hits is None and prefixes.unique and _names(pread, file.n_bytes, prefixes.plain)
+        named = hits is None and _names(pread, file.n_bytes, prefixes.unique)
     if hits is None:
         why = "an unmanaged binary that names the prefix" if named else ""
         return Examined(verdict, not_relocated=why)
-    if not prefixes.unique and not always:
-        hits = []
     head = data if data is not None else pread(1 << 16, 0)
     header = script_header(head, prefixes, PLACEHOLDER) if file.mode & 0o111 else None
     if not hits and header is None:
@@ -415,7 +476,7 @@ def _examine_unmanaged(
     form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER)
     why = ""
     if header is not None:
-        archive_header = relocatable_header(header.true, PLACEHOLDER, file.path, head)
+        archive_header = relocatable_header(header.true, PLACEHOLDER, file.path, head[header.length :])
         if archive_header is None:
             why = "its first line needs bin/conda-unpack before it starts"
         form = with_header(form, header, archive_header or header.true)
@@ -427,7 +488,7 @@ def _kind(prefixes: Prefixes, index: int) -> str:
 
 
 def _names(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> bool:
-    return next(_big_hits(pread, n_bytes, needles), None) is not None
+    return bool(needles) and next(_big_hits(pread, n_bytes, needles), None) is not None
 
 
 # --- .pyc (row 13) ---------------------------------------------------------------------------------------------------
@@ -498,6 +559,7 @@ def _decide_pyc(env: Environment, result: Examination, path: str, managed: bool)
 def _examine_records(env: Environment, result: Examination) -> None:
     archived = {path: found.archived for path, found in result.files.items() if found.archived is not None}
     on_disk = {path: found.on_disk for path, found in result.files.items() if found.on_disk is not None}
+    # Excluded files are not in these tables: what is stated of them stays.
     relocated = frozenset(path for path, found in result.files.items() if found.form.relocations)
     for record in env.records:
         file = env.files.get(record.path)

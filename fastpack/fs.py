@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from fastpack.errors import AlreadyExists, FastpackError, NoSpace, Unreadable
+from fastpack.errors import AlreadyExists, ChangedWhileRead, FastpackError, NoSpace, Unreadable
 from fastpack.model import DiskFile, Kind
 
 _PARTIAL = ".fastpack-partial-"
@@ -44,13 +44,19 @@ def walk(root: str, skip: frozenset[str] = frozenset()) -> Iterator[DiskFile]:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if path in skip:
                 continue
-            info = entry.stat(follow_symlinks=False)
-            kind, target = Kind.FILE, ""
-            if stat.S_ISDIR(info.st_mode):
-                kind = Kind.DIRECTORY
-                below.append(path)
-            elif stat.S_ISLNK(info.st_mode):
-                kind, target = Kind.LINK, os.readlink(entry.path)
+            try:
+                info = entry.stat(follow_symlinks=False)
+                kind, target = Kind.FILE, ""
+                if stat.S_ISDIR(info.st_mode):
+                    kind = Kind.DIRECTORY
+                    below.append(path)
+                elif stat.S_ISLNK(info.st_mode):
+                    kind, target = Kind.LINK, os.readlink(entry.path)
+            except FileNotFoundError:
+                raise ChangedWhileRead(
+                    "a file vanished while the directory was listed", path=os.path.join(root, path),
+                    hint="let nothing write to it and run it again",
+                ) from None  # fmt: skip
             yield DiskFile(
                 path,
                 kind,

@@ -8,7 +8,6 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -25,7 +24,7 @@ from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Warned
 from fastpack.parallel import default_threads, ordered_map
-from fastpack.plan import Parts, Piece, Plan, Planned, PlannedFrame, make_plan
+from fastpack.plan import Piece, Plan, Planned, PlannedFrame, in_archive, make_plan
 from fastpack.relocation import kernel
 
 #: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
@@ -187,8 +186,8 @@ class _Built:
 class _Builder:
     """Builds frames: may run in several threads, for frames in the plan's order.
 
-    A ``.pyc`` that stays valid names its source's mtime, which follows from the source's bytes: its frame waits for
-    the source's, which comes earlier in the archive and so was begun earlier.
+    A ``.pyc`` that stays valid names its source's mtime, which follows from the source's bytes. The source comes earlier in
+    the archive, as a rule, so its time is mostly known; where it is not yet, the source is read for it.
     """
 
     def __init__(self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...]) -> None:
@@ -196,24 +195,12 @@ class _Builder:
         self._codec = codec
         self._level = level
         self._prefixes = prefixes
-        wanted = {member.follows for member in plan.members if member.follows}
-        self._promised: dict[str, Future[int]] = {path: Future() for path in wanted}
+        self._mtimes: dict[str, int] = {}
         self._index = {member.path: index for index, member in enumerate(plan.members)}
         self.n_naming = 0  # .pyc files that name the source prefix (until their co_filename is normalised)
 
     def build(self, frame: PlannedFrame) -> _Built:
         """Read, bring into archive form, hash and compress one frame."""
-        try:
-            return self._build(frame)
-        except BaseException as error:
-            # Whoever waits for a source in this frame must not wait for ever.
-            for piece in frame.pieces:
-                promise = self._promised.get(self._plan.members[piece.member].path)
-                if promise is not None and not promise.done():
-                    promise.set_exception(error)
-            raise
-
-    def _build(self, frame: PlannedFrame) -> _Built:
         parts: list[bytes] = []
         hashed: list[bytes] = []
         slices: dict[int, list[bytes]] = {}
@@ -225,9 +212,7 @@ class _Builder:
             found = digest.slice_digests(data) if member.kind is Kind.FILE else []
             if piece.start == 0:
                 mtime = mtimes[piece.member] = self._mtime(member, piece, data, found)
-                promise = self._promised.get(member.path)
-                if promise is not None:
-                    promise.set_result(mtime)
+                self._mtimes[member.path] = mtime
                 header = _archive_member(member, mtime, b"", 0).header(self._plan.arcroot)
                 parts.append(header)
                 hashed.append(header)
@@ -248,7 +233,7 @@ class _Builder:
         if member.source is None:
             return member.content
         with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-            data = Parts(pread, member).read(piece.stop - piece.start, piece.start)
+            data = in_archive(pread, member)(piece.stop - piece.start, piece.start)
         planned = self._plan.placed.get(member.path, member.archived)
         if planned is not None and len(data) == planned.n_bytes and digest.sha256(data) != planned.sha256:
             # What relocations.json says of it was found in the planning pass.
@@ -256,9 +241,19 @@ class _Builder:
         if member.is_pyc:
             self.n_naming += any(kernel.find(data, (prefix,)) for prefix in self._prefixes)
         if member.follows is not None:
-            mtime = self._promised[member.follows].result()
+            mtime = self._source_mtime(member.follows)
             data = data[:8] + struct.pack("<I", mtime & 0xFFFFFFFF) + data[12:]
         return data
+
+    def _source_mtime(self, path: str) -> int:
+        known = self._mtimes.get(path)
+        if known is None:
+            index = self._index[path]
+            member = self._plan.members[index]
+            piece = Piece(index, 0, min(member.n_bytes, SMALL_FILE))
+            data = self._read(member, piece) if member.kind is Kind.FILE and member.n_bytes <= SMALL_FILE else b""
+            known = self._mtimes[path] = self._mtime(member, piece, data, digest.slice_digests(data))
+        return known
 
     def _mtime(self, member: Planned, piece: Piece, data: bytes, slices: list[bytes]) -> int:
         if member.mtime is not None:
@@ -274,8 +269,8 @@ class _Builder:
             return content_mtime(digest.file_digest(slices))
         assert member.source is not None
         with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-            parts = Parts(pread, member)
-            head, tail = parts.read(digest.SLICE, 0), parts.read(digest.SLICE, member.n_bytes - digest.SLICE)
+            read = in_archive(pread, member)
+            head, tail = read(digest.SLICE, 0), read(digest.SLICE, member.n_bytes - digest.SLICE)
         key = mtime_key(member.n_bytes, head, tail)
         return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
 

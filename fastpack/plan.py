@@ -34,7 +34,7 @@ from fastpack.fs import archive_mode
 from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.model import GROUP_ORDER, MANIFEST_FORMAT, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
-from fastpack.relocation import AS_IT_IS, ArchiveForm, Edit, PRead, link_target, placing_edits, read_range, sha256_of
+from fastpack.relocation import AS_IT_IS, ArchiveForm, Edit, Edited, PRead, link_target, placing_edits, sha256_of
 
 #: Bytes of tar stream in a frame, about. A larger file has frames of its own.
 FRAME = 8 << 20
@@ -68,21 +68,10 @@ class Planned:
     not_relocated: str = ""
 
 
-class Parts:
-    """A member as it lies in the archive, read in parts from its open source."""
-
-    def __init__(self, pread: PRead, member: Planned) -> None:
-        self._pread = pread
-        self._member = member
-
-    def read(self, n_bytes: int, offset: int) -> bytes:
-        """`n_bytes` bytes at `offset` of the member: the source under its edits, and placed if that was asked for."""
-        if not self._member.placing:
-            return self._archive_form(n_bytes, offset)
-        return read_range(self._archive_form, self._member.placing, offset, offset + n_bytes)
-
-    def _archive_form(self, n_bytes: int, offset: int) -> bytes:
-        return read_range(self._pread, self._member.form.edits, offset, offset + n_bytes)
+def in_archive(pread: PRead, member: Planned) -> PRead:
+    """A member as it lies in the archive: its open source under its edits, and placed if that was asked for."""
+    archive_form = Edited(pread, member.form.edits).read
+    return Edited(archive_form, member.placing).read if member.placing else archive_form
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +161,11 @@ def make_plan(
             members.append(_plan_file(env, file, examination, private))
     for record, entry in env.missing:
         left_out[entry.path] = f"missing, of {record.name}"
+    for path in env.left_out_before:
+        left_out.setdefault(path, "left out before")
+    names = {member.path for member in members if member.kind is Kind.FILE}
+    members = [m if m.follows is None or m.follows in names else replace(m, follows=None) for m in members]
+    _warn_prefixes(env, examination, warnings)
     if special_bits:
         warnings.append(Warned("special-modes", None, f"{special_bits} files lose their setuid, setgid or sticky bit"))
 
@@ -309,6 +303,18 @@ def _warn_modified(
             warnings.append(Warned("clobbered", path, f"packages {', '.join(names)} all claim this path"))
 
 
+def _warn_prefixes(env: Environment, examination: Examination, warnings: list[Warned]) -> None:
+    """Say what a verdict alone does not: prefixes too common to be replaced, files of another kind than installed."""
+    for prefix in examination.prefixes.plain:
+        if prefix not in examination.prefixes.unique:
+            text = f"mentions of {os.fsdecode(prefix)} in unmanaged files are left: it may mean anything"
+            warnings.append(Warned("common-prefix", None, f"{text}; --prefix-is-unique replaces them too"))
+    for path, (record, entry) in env.entries.items():
+        kind = env.files[path].kind
+        if entry.path_type == "hardlink" and kind is not Kind.FILE and not env.other_claims.get(path):
+            warnings.append(Warned("modified", path, f"a file of package {record.name} is now a {kind}"))
+
+
 # --- members ---------------------------------------------------------------------------------------------------------
 
 
@@ -424,11 +430,11 @@ def _place_members(
         n_bytes = ArchiveForm(placing, ()).n_bytes(member.archived.n_bytes)
         member = replace(member, placing=placing, n_bytes=n_bytes)
         with open_source(env.prefix, source) as (_, pread):
-            parts = Parts(pread, member)
-            whole = sha256_of(parts.read, n_bytes)
+            read = in_archive(pread, member)
+            whole = sha256_of(read, n_bytes)
             raw = bytes.fromhex(whole)
             if n_bytes > SMALL_FILE:
-                key = mtime_key(n_bytes, parts.read(MIB, 0), parts.read(MIB, n_bytes - MIB))
+                key = mtime_key(n_bytes, read(MIB, 0), read(MIB, n_bytes - MIB))
                 raw = bytes.fromhex(digest.sha256(key))
         return replace(member, mtime=content_mtime(raw)), Stated(whole, n_bytes)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from fastpack.errors import BadRecord
+from fastpack.errors import BadRecord, Unreadable
 from fastpack.model import PathEntry, Record
 
 
@@ -31,8 +31,8 @@ def _load(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             table = json.loads(file.read().decode("utf-8", "surrogateescape"))
     except OSError as error:
-        raise BadRecord(f"a conda-meta record cannot be read ({error.strerror})", path=path, hint=hint) from None
-    except ValueError as error:
+        raise Unreadable(f"a conda-meta record cannot be read ({error.strerror})", path=path) from None
+    except (ValueError, RecursionError) as error:
         raise BadRecord(f"a conda-meta record is not JSON ({error})", path=path, hint=hint) from None
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         raise BadRecord("a conda-meta record has no package name", path=path, hint=hint)
@@ -86,7 +86,9 @@ def _record(path: str, table: dict[str, Any], prefix: str, site_packages: str | 
             if installed not in seen:
                 entries.append(PathEntry(installed))
                 seen.add(installed)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        for text in (table["name"], *(text for e in entries for text in (e.path, e.placeholder or ""))):
+            os.fsencode(text)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadRecord(
             f"a conda-meta record's list of files cannot be understood ({type(error).__name__}: {error})",
             path=full,

@@ -96,10 +96,16 @@ def relocate(
         if state is not None and state["complete"]:
             known = {member.path: (member.n_bytes, member.mtime) for member in manifest.members}
             threads = n_threads if n_threads > 0 else default_threads()
-            added = _new_files(root, str(previous), known, files, threads, warnings)
+            # What is in none of the forms we know was written anew since (by pip, say): looked at like a new file.
+            strange = set(relocate_tree(root, target, files, state, KERNELS, dry_run=True).left)
+            kept = [file for file in files if file.path not in strange]
+            added = _new_files(root, str(previous), known, kept, threads, warnings)
+            anew = {file.path for file in added}
+            gone = {path for path in strange if not os.path.lexists(os.path.join(root, path))}
+            kept += [file for file in files if file.path in strange - anew - gone]
             n_added = len(added)
-            if added:
-                files = sorted([*files, *added], key=lambda file: os.fsencode(file.path))
+            if added or len(kept) != len(files):
+                files = sorted([*kept, *added], key=lambda file: os.fsencode(file.path))
                 replace_file(os.path.join(root, RELOCATIONS), [write_relocations(files)], 0o644, None)
         total = sum(file.n_bytes for file in files)
         done = 0
@@ -114,7 +120,7 @@ def relocate(
             raise Unreadable("not readable or not writable, so nothing was changed", path=obstacle)
         begun = begin_state(root, state, target)
         result = relocate_tree(root, target, files, begun, KERNELS, one)
-        write_state(root, begun["archive_id"], target)
+        write_state(root, begun["archive_id"], target, begun["earlier"])
     except OSError as error:
         raise explain_os_error(error, error.filename or root) from None
     return RelocateReport(
@@ -158,8 +164,7 @@ def _new_files(
         files=subset,
         entries={path: entry for path, entry in env.entries.items() if path in subset},
         distributions=tuple(d for d in env.distributions if f"{d.folder}/RECORD" in subset),
-        # Only where it lay when these files were written: the other spellings are the ones that pack would try.
-        earlier_prefixes=(prefix,),
+        earlier_prefixes=(prefix, *env.earlier_prefixes),
     )
     examination = examine(some, threads=threads)
     added: list[RelocatedFile] = []
@@ -189,6 +194,3 @@ def _new_files(
             )
         )
     return added
-
-
-__all__ = ["relocate"]

@@ -7,6 +7,7 @@ A file's archive form is its bytes on disk under a list of *edits*, and the plac
 from __future__ import annotations
 
 import ast
+import bisect
 import hashlib
 import json
 import os
@@ -49,6 +50,8 @@ KERNELS = Kernels(kernel.place_strings, kernel.restore_strings)
 WINDOW = 8 << 20
 #: Subsets of a text file's hits that are tried against its hash: 2 ** this many.
 _MAX_AMBIGUOUS = 10
+#: Hits or strings of which each is tried as the one that is natural, where there are too many for all subsets.
+_MAX_LEFT_OUT = 100
 
 _SHEBANG = re.compile(rb"^#![ \t]*(?P<path>/[^\n\r]*?)(?P<options>[ \t][^\n\r]*)?(?P<end>\r?)$")
 _TWO_LINES_HEAD = rb"#!/bin/sh\n'''exec' (?P<quote>[\"']?)"
@@ -57,6 +60,7 @@ _TWO_LINES_TAIL = (
 )
 _ENV_LINE = re.compile(rb"#!/usr/bin/env (?P<name>[^ \t\n\r/]+)(?P<options>[^\n\r]*)")
 _PYTHON = re.compile(rb"^(?:python|pypy)[0-9.]*[a-z]?$")
+_UTF8 = re.compile(rb"^(?:utf-?8(?:-.*)?|(?:us-)?ascii)$")
 _COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 
 
@@ -88,23 +92,22 @@ class Prefixes:
     Parameters
     ----------
     paths : absolute paths as bytes, in any order; longest first is what the kernels are given.
-    unique : False if a mention of the prefix in an unmanaged file may well not mean this environment: a path of one
-        component, ``/usr`` or ``/usr/local`` (row 8a).
+    unique : take a mention of any of them in an unmanaged file for this environment. Otherwise not of a path of one
+        component, nor of ``/usr/local`` (row 8a).
     """
 
     def __init__(self, paths: Iterable[bytes], unique: bool | None = None) -> None:
         self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
-        spelled: dict[bytes, str] = dict.fromkeys(self.plain, "text")
-        for path in self.plain:
+        #: Those whose mention in any file means this environment.
+        self.unique = tuple(path for path in self.plain if unique or _is_unique(path))
+        spelled: dict[bytes, str] = dict.fromkeys(self.unique, "text")
+        for path in self.unique:
             spelled.setdefault(urllib.parse.quote(path).encode(), "percent")
             for ascii_only in (True, False):
                 text = json.dumps(os.fsdecode(path), ensure_ascii=ascii_only)[1:-1]
                 spelled.setdefault(os.fsencode(text), "json")
         self.spelled = tuple(sorted(spelled, key=lambda path: (-len(path), path)))
         self.kinds = tuple(spelled[path] for path in self.spelled)
-        if unique is None:
-            unique = not any(path.count(b"/") <= 1 or path == b"/usr/local" for path in self.plain)
-        self.unique = unique
 
     def strip(self, path: bytes) -> bytes | None:
         """What follows the prefix in a path below it (``bin/python``); None if it lies elsewhere."""
@@ -112,6 +115,10 @@ class Prefixes:
             if path.startswith(prefix + b"/"):
                 return path[len(prefix) + 1 :]
         return None
+
+
+def _is_unique(path: bytes) -> bool:
+    return path.count(b"/") > 1 and path != b"/usr/local"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -143,34 +150,65 @@ def apply_edits(data: Buffer, edits: Sequence[Edit]) -> bytes:
     return b"".join(parts)
 
 
+class Edited:
+    """A file under edits, read in parts: no more of the file is read than a part needs."""
+
+    def __init__(self, pread: PRead, edits: Sequence[Edit]) -> None:
+        self._pread = pread
+        self._edits = edits
+        self._places: list[int] = []  # of each edit in the edited file
+        shift = 0
+        for edit in edits:
+            self._places.append(edit.offset + shift)
+            shift += len(edit.new) - edit.length
+
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """`n_bytes` bytes at `offset` of the edited file."""
+        if not self._edits:
+            return self._pread(n_bytes, offset)
+        stop = offset + n_bytes
+        k = bisect.bisect_right(self._places, offset) - 1
+        # Where the first run or edit that matters begins, on disk and in the edited file.
+        source = place = offset
+        if k >= 0:
+            source, place = self._edits[k].offset, self._places[k]
+        k = max(k, 0)
+        pieces: list[tuple[int, int] | bytes] = []  # ranges on disk, and new bytes
+        while place < stop:
+            edit = self._edits[k] if k < len(self._edits) else Edit(source + stop - place, 0, b"")
+            run = edit.offset - source
+            low, high = max(offset, place), min(stop, place + run)
+            if low < high:
+                pieces.append((source + low - place, source + high - place))
+            place += run
+            low, high = max(offset, place), min(stop, place + len(edit.new))
+            if low < high:
+                pieces.append(edit.new[low - place : high - place])
+            place += len(edit.new)
+            source = edit.offset + edit.length
+            k += 1
+        ranges = [piece for piece in pieces if not isinstance(piece, bytes)]
+        if not ranges:
+            return b"".join(piece for piece in pieces if isinstance(piece, bytes))
+        start = ranges[0][0]
+        data = memoryview(self._pread(ranges[-1][1] - start, start))
+        return b"".join(
+            piece if isinstance(piece, bytes) else data[piece[0] - start : piece[1] - start] for piece in pieces
+        )
+
+
 def read_range(pread: PRead, edits: Sequence[Edit], start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file's archive form, reading no more of the file than they need."""
-    if not edits:
-        return pread(stop - start, start)
-    parts: list[bytes] = []
-    source = target = 0  # positions on disk and in the archive form, before the next edit
-    for offset, length, new in (*edits, Edit(1 << 62, 0, b"")):
-        run = offset - source
-        low, high = max(start, target), min(stop, target + run)
-        if low < high:
-            parts.append(pread(high - low, source + low - target))
-        target += run
-        low, high = max(start, target), min(stop, target + len(new))
-        if low < high:
-            parts.append(new[low - target : high - target])
-        target += len(new)
-        source = offset + length
-        if target >= stop:
-            break
-    return b"".join(parts)
+    """Bytes [start, stop) of a file's archive form."""
+    return Edited(pread, edits).read(stop - start, start)
 
 
 def sha256_of(pread: PRead, n_bytes: int, edits: Sequence[Edit] = ()) -> str:
     """sha256 in hexadecimal of a file under edits, through windows."""
     digest = hashlib.sha256()
     size = ArchiveForm(tuple(edits), ()).n_bytes(n_bytes)
+    edited = Edited(pread, edits)
     for start in range(0, size, WINDOW):
-        digest.update(read_range(pread, edits, start, min(size, start + WINDOW)))
+        digest.update(edited.read(min(WINDOW, size - start), start))
     return digest.hexdigest()
 
 
@@ -203,6 +241,29 @@ def scan_binary(pread: PRead, n_bytes: int, needles: Sequence[bytes], slot: int)
         # A string longer than the window: read more from its start.
         window = window * 2 if resume == 0 else WINDOW
         offset += resume
+
+
+def binary_variants(
+    strings: Sequence[CString], needles: Sequence[bytes], pread: PRead, n_bytes: int
+) -> Iterator[Sequence[CString]]:
+    """Which strings of a binary may be what conda wrote, most likely first: others may name the prefix by nature.
+
+    All; those where the prefix ends as a path's component does; all but one.
+    """
+    yield strings
+    at_boundary = [
+        string
+        for string in strings
+        if all(
+            kernel.find_text(pread(length + 2, offset)[: string.end - offset], [pread(length, offset)])
+            for offset, length in ((offset, len(needles[index])) for offset, index in string.hits)
+        )
+    ]
+    if len(at_boundary) != len(strings):
+        yield at_boundary
+    if 1 < len(strings) <= _MAX_LEFT_OUT and n_bytes * len(strings) <= 1 << 28:
+        for k in range(len(strings)):
+            yield [*strings[:k], *strings[k + 1 :]]
 
 
 def restore_binary(
@@ -314,28 +375,36 @@ def header_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iter
         yield Header(b"#!" + placeholder + b"/bin/" + match["name"] + match["options"], match.end())
 
 
-def _hides_docstring(data: bytes) -> bool:
-    """Whether a Python script would notice that our header takes the place of its docstring."""
-    if b"__doc__" not in data and b"__future__" not in data:
-        return False
-    if b"__doc__" in data:
-        return True
+def _python_header_end(body: bytes) -> bytes | None:
+    """What follows our two-line header in a Python script, so that its docstring is still what it was.
+
+    Our header is a string, so it takes the docstring's place. None if there is no way: a `from __future__` import may
+    follow one string, not two, and no assignment.
+    """
+    future = b"__future__" in body
+    if b"__doc__" not in body and not future:
+        return b""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.get_docstring(ast.parse(data), clean=False) is not None
-    except (SyntaxError, ValueError):
-        return True
+            module = ast.parse(body)
+            docstring = ast.get_docstring(module, clean=False)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in module.body)
+    if future:
+        return b"" if docstring is None and b"__doc__" not in body else None
+    return b"; __doc__ = " + ascii(docstring).encode("ascii") if b"__doc__" in body else b""
 
 
-def relocatable_header(true: bytes, placeholder: bytes, path: str, data: bytes) -> bytes | None:
+def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) -> bytes | None:
     """Row 12: a header that starts the script wherever the environment lies, unrelocated and unactivated.
 
     Parameters
     ----------
     true : the true header, with the placeholder.
     path : the script's, below the prefix.
-    data : the script's bytes.
+    body : the script's bytes after its header.
 
     Returns
     -------
@@ -363,11 +432,10 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, data: bytes) 
     target = here + b"/" + (b"" if way == "." else os.fsencode(way) + b"/") + name
     spaced = b" " + options if options else b""
     if _PYTHON.match(name):
-        cookie = next((m for line in data.split(b"\n", 2)[:2] if (m := _COOKIE.match(line))), None)
-        if (cookie is None or cookie[1].lower().replace(b"_", b"-") in (b"utf-8", b"utf8")) and not _hides_docstring(
-            data
-        ):
-            return b"#!/bin/sh\n'''exec' \"" + target + b'"' + spaced + b' "$0" "$@" #\'\'\''
+        cookie = _COOKIE.match(body.lstrip(b"\r\n").split(b"\n", 1)[0])
+        end = _python_header_end(body)
+        if end is not None and (cookie is None or _UTF8.match(cookie[1].lower().replace(b"_", b"-"))):
+            return b"#!/bin/sh\n'''exec' \"" + target + b'"' + spaced + b' "$0" "$@" #\'\'\'' + end
     elif name.startswith(b"perl"):
         # -x makes perl begin at the line that names it: without it perl would hand the file back to /bin/sh for ever.
         return b'#!/bin/sh\nexec "' + target + b'" -x -- "$0" "$@"\n#!perl' + spaced
@@ -414,6 +482,12 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
         if plain_header is not None and header == plain_header:
             continue
         yield with_header(everything, header, header.true), header
+    at_boundary = kernel.find_text(data, prefixes.plain)
+    if len(at_boundary) != len(hits):
+        yield form(at_boundary), plain_header
+    if _MAX_AMBIGUOUS < len(hits) <= _MAX_LEFT_OUT and len(data) * len(hits) <= 1 << 28:
+        for k, (offset, _) in enumerate(hits):
+            yield form([*hits[:k], *hits[k + 1 :]]), plain_header if offset >= line_end else None
     if 0 < len(hits) <= _MAX_AMBIGUOUS and len(data) << len(hits) <= 1 << 28:
         for mask in range((1 << len(hits)) - 1):
             chosen = [hit for k, hit in enumerate(hits) if mask >> k & 1]
@@ -454,16 +528,16 @@ def link_target(path: str, target: str, prefixes: Prefixes) -> tuple[str, bool]:
 
     An absolute target in the environment is made relative to the link's directory.
     """
-    raw = os.fsencode(target)
-    if raw in prefixes.plain:
-        return os.path.relpath(".", os.path.dirname(path) or "."), False
-    inner = prefixes.strip(raw)
-    if inner is not None:
-        return os.path.relpath(os.fsdecode(inner) or ".", os.path.dirname(path) or "."), False
+    folder = os.path.dirname(path)
     if target.startswith("/"):
-        return target, True
-    outside = os.path.normpath(os.path.join(os.path.dirname(path), target)).startswith("..")
-    return target, outside
+        # As the kernel reads it: // and /./ mean nothing. A way back over .. may lead through links: it is left alone.
+        raw = os.fsencode("/" + "/".join(part for part in target.split("/") if part not in ("", ".")))
+        inner = b"" if raw in prefixes.plain else prefixes.strip(raw)
+        if inner is None or b".." in inner.split(b"/"):
+            return target, True
+        return os.path.relpath("/" + os.fsdecode(inner), "/" + folder), False
+    inside = os.path.normpath(os.path.join(folder, target))
+    return target, inside == ".." or inside.startswith("../")
 
 
 # --- records, history, RECORD, direct_url.json (row 16) --------------------------------------------------------------
@@ -585,13 +659,16 @@ def direct_url_form(data: bytes, prefixes: Prefixes) -> ArchiveForm:
     text = data.decode("utf-8", "surrogateescape")
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return AS_IT_IS
     for key, start, stop in json_scalars(text):
         if key != ("url",) or not text[start:stop].startswith('"file://'):
             continue
         url = json.loads(text[start:stop])
-        path = urllib.parse.unquote_to_bytes(urllib.parse.urlsplit(url).path)
+        try:
+            path = urllib.parse.unquote_to_bytes(urllib.parse.urlsplit(url).path)
+        except ValueError:
+            return AS_IT_IS
         offset = len(text[:start].encode("utf-8", "surrogateescape"))
         length = len(text[start:stop].encode("utf-8", "surrogateescape"))
         inner = prefixes.strip(path)
@@ -655,7 +732,7 @@ def is_binary(pread: PRead, n_bytes: int) -> bool:
 
 def scan_unmanaged_text(pread: PRead, n_bytes: int, prefixes: Prefixes) -> list[tuple[int, int]] | None:
     """Row 8's hits in a file of any size (indices into ``prefixes.spelled``); None if it is binary (row 9)."""
-    margin = max(len(needle) for needle in prefixes.spelled) + 32
+    margin = max((len(needle) for needle in prefixes.spelled), default=0) + 32
     hits: dict[int, int] = {}
     for offset, data in read_windows(pread, n_bytes, 2 * margin):
         if b"\0" in data:

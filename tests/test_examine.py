@@ -117,14 +117,13 @@ def test_row_8a_a_portable_wheel_is_not_touched_but_its_script_is(tmp_path: Path
 
 
 def test_row_8a_a_prefix_that_means_many_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastpack import examine as module
-    from fastpack.relocation import Prefixes
+    from fastpack import relocation
 
     prefix = str(tmp_path / "env")
     install([app_package()], prefix)
     write(prefix, "note.txt", f"see {prefix}/share\n")
     write(prefix, "bin/own", f"#!{prefix}/bin/python\nx = '{prefix}'\n", 0o755)
-    monkeypatch.setattr(module, "Prefixes", lambda paths, unique: Prefixes(paths, bool(unique)))
+    monkeypatch.setattr(relocation, "_is_unique", lambda path: False)
     result = examined(prefix)
     assert not result.files["note.txt"].form.edits  # rows 6 and 8 wait for --prefix-is-unique
     assert archive_form(prefix, result, "bin/own").endswith(f"\nx = '{prefix}'\n".encode())  # row 12 applies

@@ -178,5 +178,6 @@ def test_prefixes_know_their_spellings() -> None:
     kinds = dict(zip(prefixes.spelled, prefixes.kinds, strict=True))
     assert kinds[b"/a%20b/%C3%A9"] == "percent"
     assert kinds[b"/a b/\\u00e9"] == "json"
-    assert Prefixes([b"/usr/local"]).unique is False and Prefixes([b"/env"]).unique is False
-    assert Prefixes([b"/opt/env"]).unique is True
+    mixed = Prefixes([b"/usr/local", b"/env", b"/opt/env"])
+    assert mixed.unique == mixed.spelled == (b"/opt/env",)
+    assert set(Prefixes([b"/usr/local", b"/env"], unique=True).unique) == {b"/usr/local", b"/env"}

@@ -119,13 +119,30 @@ def test_row_12_archive_form(true: bytes, path: str, wanted: bytes | None) -> No
     assert relocatable_header(b"#!" + P + true, P, path, b"#!x\nimport sys\n") == wanted
 
 
-def test_row_12_not_over_another_coding_cookie_nor_a_docstring_in_use() -> None:
+def test_row_12_not_over_another_coding_cookie_nor_a_docstring_before_a_future_import() -> None:
     true = b"#!" + P + b"/bin/python"
     env = b"#!/usr/bin/env python"
-    assert relocatable_header(true, P, "bin/x", b"#!x\n# -*- coding: latin-1 -*-\n") == env
-    assert relocatable_header(true, P, "bin/x", b'#!x\n"""Usage"""\nprint(__doc__)\n') == env
-    assert relocatable_header(true, P, "bin/x", b'#!x\n"""Doc"""\nfrom __future__ import annotations\n') == env
-    assert (relocatable_header(true, P, "bin/x", b"#!x\n# coding: utf-8\n") or b"").startswith(b"#!/bin/sh")
+    assert relocatable_header(true, P, "bin/x", b"\n# -*- coding: latin-1 -*-\n") == env
+    assert relocatable_header(true, P, "bin/x", b'\n"""Doc"""\nfrom __future__ import annotations\n') == env
+    for body in (b"\n# coding: utf-8\n", b"\n# -*- coding: ascii -*-\n", b"\n# vim: set fileencoding=utf-8-unix :\n",
+                 b"\nfrom __future__ import annotations\n"):  # fmt: skip
+        assert (relocatable_header(true, P, "bin/x", body) or b"").startswith(b"#!/bin/sh"), body
+
+
+def test_row_12_a_script_keeps_its_docstring(tmp_path: object) -> None:
+    for body, wanted in ((b'\n"""Usage: \xc3\xa9 \\n \'x\' """\nprint(ascii(__doc__))\n', "Usage: \xe9 \n 'x' "),
+                         (b"\nprint(__doc__)\n", None)):  # fmt: skip
+        head = relocatable_header(b"#!" + P + b"/bin/python", P, "bin/x", body)
+        assert head is not None and head.startswith(b"#!/bin/sh")
+        path = os.path.join(str(tmp_path), "bin", "x")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not os.path.lexists(os.path.join(str(tmp_path), "bin", "python")):
+            os.symlink(sys.executable, os.path.join(str(tmp_path), "bin", "python"))
+        with open(path, "wb") as file:
+            file.write(head + body)
+        os.chmod(path, 0o755)
+        done = subprocess.run([path], capture_output=True, text=True)
+        assert done.stdout.strip() == (ascii(wanted) if wanted else "None"), done.stderr
 
 
 def test_row_12_python_and_perl_run_by_the_archive_form(tmp_path: object) -> None:

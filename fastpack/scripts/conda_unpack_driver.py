@@ -59,7 +59,7 @@ def _main(arguments: list[str]) -> int:
     try:
         begun = begin_state(prefix, state, prefix)
         result = relocate_tree(prefix, prefix, files, begun)
-        write_state(prefix, begun["archive_id"], prefix)
+        write_state(prefix, begun["archive_id"], prefix, begun["earlier"])
     except OSError as error:
         _say("%s: %s; mend that and run it again" % (error.filename or prefix, error.strerror), False)
         return 23 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 15
