@@ -452,7 +452,8 @@ def write_state(root: str, archive_id: str, prefix: str, earlier: Sequence[str] 
 
 
 def _replace_state(root: str, state: dict[str, Any]) -> None:
-    replace_file(os.path.join(root, STATE), [os.fsencode(json.dumps(state, ensure_ascii=False))], 0o644, None)
+    data = os.fsencode(json.dumps(state, ensure_ascii=False))
+    replace_file(os.path.join(root, STATE), [data], 0o644, relocated_mtime(data))
 
 
 _NEW = ".fastpack-new-"

@@ -186,8 +186,8 @@ class _Built:
 class _Builder:
     """Builds frames: may run in several threads, for frames in the plan's order.
 
-    A ``.pyc`` that stays valid names its source's mtime, which follows from the source's bytes. The source comes earlier in
-    the archive, as a rule, so its time is mostly known; where it is not yet, the source is read for it.
+    A ``.pyc`` that stays valid names its source's mtime, which follows from the source's bytes. The source comes
+    earlier in the archive, as a rule, so its time is mostly known; where it is not yet, the source is read for it.
     """
 
     def __init__(self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...]) -> None:

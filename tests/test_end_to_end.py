@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("tmp_path")
 
 
 def output(*command: str, **variables: str) -> str:
+    """A command's output, run from / and without the developer's PYTHON* variables; it must succeed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, cwd="/")
     assert done.returncode == 0, (command, done.stdout, done.stderr)
@@ -109,6 +110,8 @@ def target(request: pytest.FixtureRequest) -> object:
 def test_equals_a_fresh_installation_at_that_prefix(
     channel_archive: str, make_from_channel: Callable[[str], None], target: str, way: str, tmp_path: Path
 ) -> None:
+    if way == "pipe" and " " not in target:
+        pytest.skip("one target is enough for pipes: it is the placing that differs, and tar places by the same code")
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if way == "unpack":
         fastpack.unpack(channel_archive, target)
@@ -129,7 +132,7 @@ def test_equals_a_fresh_installation_at_that_prefix(
             "pytest",
             "f2py",
         ):
-            output(f"{target}/bin/{script}", "--version")
+            output(f"{target}/bin/{script}", "--version", **NO_PYC)
         output(f"{target}/bin/conda-unpack")
         output(f"{target}/bin/conda-unpack")
     assert_it_works(target)
@@ -146,14 +149,21 @@ def test_equals_a_fresh_installation_at_that_prefix(
     assert differences(kept, target) == []
 
 
+#: The source of one .pyc names the prefix, so any Python would write it again: for the comparison, none does.
+NO_PYC = {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def assert_it_works(target: str) -> None:
-    output(f"{target}/bin/edgecase-binary", target)
+    output(f"{target}/bin/edgecase-binary", target, **NO_PYC)
     assert output(f"{target}/bin/openssl", "version", "-d").strip() == f'OPENSSLDIR: "{target}/ssl"'
-    assert target in output(f"{target}/bin/python", "-m", "pip", "--version")
-    assert "pytest" in output(f"{target}/bin/pytest", "--version")
-    assert output(f"{target}/bin/python", "-c", "import numpy, requests; print(numpy.arange(4).sum())").strip() == "6"
-    assert "No broken requirements" in output(f"{target}/bin/python", "-m", "pip", "check")
-    assert output(f"{target}/bin/edgecase-script-u").split() == [*target.split(), "True"]
+    assert target in output(f"{target}/bin/python", "-m", "pip", "--version", **NO_PYC)
+    assert "pytest" in output(f"{target}/bin/pytest", "--version", **NO_PYC)
+    assert (
+        output(f"{target}/bin/python", "-c", "import numpy, requests; print(numpy.arange(4).sum())", **NO_PYC).strip()
+        == "6"
+    )
+    assert "No broken requirements" in output(f"{target}/bin/python", "-m", "pip", "check", **NO_PYC)
+    assert output(f"{target}/bin/edgecase-script-u", **NO_PYC).split() == [*target.split(), "True"]
 
 
 @pytest.mark.channel
@@ -189,7 +199,7 @@ def test_pip_inside_conda(make_from_channel: Callable[[str], None], tmp_path: Pa
     output(f"{source}/bin/python", "-m", "pip", "install", "-q", "--no-build-isolation", "--no-index", str(project))
     report = fastpack.pack(prefix=source, output=archive)
     shutil.rmtree(source)
-    assert report.pyc["valid"] == 1
+    assert report.pyc["valid"] >= 1
     fastpack.unpack(archive, target)
     assert output(f"{target}/bin/late-tool").split(maxsplit=1) == ["late", target + "\n"]
     check_record(target)

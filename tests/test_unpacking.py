@@ -555,9 +555,9 @@ def test_a_swap_that_is_killed_leaves_one_of_the_two_whole(archive: str, tmp_pat
     """At each system call of the exchange: what is at the destination is whole, and the next run removes the rest."""
     target = str(tmp_path / "target")
     fastpack.unpack(archive, target)
-    code = """
+    code = f"""
 import os, signal, sys
-sys.path[:0] = {path!r}
+sys.path[:0] = {sys.path!r}
 from fastpack import destination, fs
 n = int(sys.argv[1])
 real = {{name: getattr(os, name) for name in ("unlink", "rename", "rmdir")}}
@@ -579,7 +579,7 @@ def swap(self):
 destination.Destination._swap = swap
 import fastpack
 fastpack.unpack(sys.argv[2], sys.argv[3], force=True)
-""".format(path=sys.path)
+"""
     for n in (1, 2, 3, 5, 9, 20, 40):
         done = subprocess.run([sys.executable, "-c", code, str(n), archive, target], capture_output=True, text=True)
         assert done.returncode in (-signal.SIGKILL, 0), done.stderr
