@@ -110,9 +110,11 @@ def pack(env: Environment, options: Options, progress: Progress = quiet) -> Pack
         )
     builder = _Builder(plan, codec, level, examination.prefixes.plain)
     with _opened(output, options.force) as out:
-        archive_id, archive_bytes, frames, members = _write(plan, builder, codec, level, threads, out, progress)
+        archive_id, archive_bytes, frames, members, n_naming = _write(
+            plan, builder, codec, level, threads, out, progress
+        )
     return _report(plan, codec, output, archive_id, archive_bytes, frames, members, examination.pyc_counts,
-                   builder.n_naming, tuple(os.fsdecode(p) for p in examination.prefixes.plain),
+                   n_naming, tuple(os.fsdecode(p) for p in examination.prefixes.plain),
                    time.monotonic() - started)  # fmt: skip
 
 
@@ -181,6 +183,7 @@ class _Built:
     slices: dict[int, list[bytes]]  # member -> digests of the slices in this frame
     mtimes: dict[int, int]
     source_bytes: int
+    n_naming: int  # .pyc files that name the source prefix (until their co_filename is normalised)
 
 
 class _Builder:
@@ -197,7 +200,6 @@ class _Builder:
         self._prefixes = prefixes
         self._mtimes: dict[str, int] = {}
         self._index = {member.path: index for index, member in enumerate(plan.members)}
-        self.n_naming = 0  # .pyc files that name the source prefix (until their co_filename is normalised)
 
     def build(self, frame: PlannedFrame) -> _Built:
         """Read, bring into archive form, hash and compress one frame."""
@@ -205,7 +207,7 @@ class _Builder:
         hashed: list[bytes] = []
         slices: dict[int, list[bytes]] = {}
         mtimes: dict[int, int] = {}
-        source_bytes = 0
+        source_bytes = n_naming = 0
         for piece in frame.pieces:
             member = self._plan.members[piece.member]
             data = self._read(member, piece) if member.kind is Kind.FILE else b""
@@ -220,12 +222,20 @@ class _Builder:
             hashed += found
             slices[piece.member] = found
             source_bytes += len(data)
+            n_naming += member.is_pyc and bool(kernel.find(data, self._prefixes))
             if member.kind is Kind.FILE and piece.stop == member.n_bytes:
                 parts.append(bytes(container.padding(member.n_bytes)))
         plain = b"".join(parts)
         packed = self._codec.compress(plain, self._level)
         return _Built(
-            packed, len(plain), digest.frame_digest(hashed), digest.blake(packed), slices, mtimes, source_bytes
+            packed,
+            len(plain),
+            digest.frame_digest(hashed),
+            digest.blake(packed),
+            slices,
+            mtimes,
+            source_bytes,
+            n_naming,
         )
 
     def _read(self, member: Planned, piece: Piece) -> bytes:
@@ -238,8 +248,6 @@ class _Builder:
         if planned is not None and len(data) == planned.n_bytes and digest.sha256(data) != planned.sha256:
             # What relocations.json says of it was found in the planning pass.
             raise changed(os.path.join(self._plan.environment.prefix, member.path), "changed")
-        if member.is_pyc:
-            self.n_naming += any(kernel.find(data, (prefix,)) for prefix in self._prefixes)
         if member.follows is not None:
             mtime = self._source_mtime(member.follows)
             data = data[:8] + struct.pack("<I", mtime & 0xFFFFFFFF) + data[12:]
@@ -287,12 +295,12 @@ def _archive_member(member: Planned, mtime: int, file_digest: bytes, group: int)
 
 def _write(
     plan: Plan, builder: _Builder, codec: Codec, level: int, threads: int, out: BinaryIO, progress: Progress
-) -> tuple[str, int, list[Frame], list[Member]]:
+) -> tuple[str, int, list[Frame], list[Member], int]:
     """Write the archive: frames in order, then the manifest and what leads to it."""
     frames: list[Frame] = []
     slices: dict[int, list[bytes]] = {}
     mtimes: dict[int, int] = {}
-    offset = done = 0
+    offset = done = n_naming = 0
     total = plan.source_bytes
     try:
         for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, threads), strict=True):
@@ -303,6 +311,7 @@ def _write(
                 slices.setdefault(index, []).extend(found)
             mtimes.update(built.mtimes)
             done += built.source_bytes
+            n_naming += built.n_naming
             progress("pack", done, total, str(planned.group))
         groups = list(dict.fromkeys(member.group for member in plan.members))
         position = {group: index for index, group in enumerate(groups)}
@@ -337,7 +346,7 @@ def _write(
             raise
         name = getattr(out, "name", None)
         raise explain_os_error(error, name if isinstance(name, str) else "standard output") from None
-    return archive_id.hex(), offset + len(end), frames, members
+    return archive_id.hex(), offset + len(end), frames, members, n_naming
 
 
 def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
