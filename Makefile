@@ -17,8 +17,10 @@ check: .venv/dev
 	$(BIN)/python -m mypy.stubtest fastpack._relocate
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastpack/*.pyx
 
+# PREFIX=DIR measures that environment instead of the demo's.
 bench: .venv/dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,ops --benchmark-sort=name
+	$(BIN)/python benchmarks/run.py $(PREFIX)
 
 build: .venv/built
 
