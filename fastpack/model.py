@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -9,6 +10,13 @@ from enum import StrEnum
 PLACEHOLDER = b"/opt/fastpack/" + b"_placehold" * 24 + b"_"
 
 MANIFEST_FORMAT = 0
+
+#: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
+Progress = Callable[[str, int, int, str], None]
+
+
+def silent(stage: str, done: int, total: int, group: str) -> None:
+    """A progress callback that says nothing."""
 
 
 class Kind(StrEnum):

@@ -7,7 +7,7 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -22,17 +22,10 @@ from fastpack.examine import changed, examine, open_source
 from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
-from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Warned
+from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.plan import Piece, Plan, Planned, PlannedFrame, in_archive, make_plan
 from fastpack.relocation import kernel
-
-#: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
-Progress = Callable[[str, int, int, str], None]
-
-
-def quiet(stage: str, done: int, total: int, group: str) -> None:
-    """A progress callback that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +46,7 @@ class Options:
     strict: bool = False
 
 
-def pack(env: Environment, options: Options, progress: Progress = quiet) -> PackReport:
+def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
     """Pack an environment into one archive.
 
     The output appears under its name when it is whole, and not at all otherwise. Packing the same environment again

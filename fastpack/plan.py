@@ -28,13 +28,23 @@ from fastpack._place_py import (
 )
 from fastpack._version import VERSION
 from fastpack.environment import REST, Environment, source_of_pyc
-from fastpack.errors import EditablePackages, MissingFiles, PrefixTooLong, Unrelocatable
+from fastpack.errors import EditablePackages, MissingFiles, Unrelocatable
 from fastpack.examine import Examination, Examined, PycAction, likely_cause, modified, open_source
 from fastpack.fs import archive_mode
 from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.model import GROUP_ORDER, MANIFEST_FORMAT, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
-from fastpack.relocation import AS_IT_IS, ArchiveForm, Edit, Edited, PRead, link_target, placing_edits, sha256_of
+from fastpack.relocation import (
+    AS_IT_IS,
+    ArchiveForm,
+    Edit,
+    Edited,
+    PRead,
+    check_prefix,
+    link_target,
+    placing_edits,
+    sha256_of,
+)
 
 #: Bytes of tar stream in a frame, about. A larger file has frames of its own.
 FRAME = 8 << 20
@@ -216,24 +226,6 @@ def make_plan(
         left_out=tuple(sorted(left_out.items())),
         warnings=tuple(warnings),
     )
-
-
-def check_prefix(prefix: str, limit: int | None, limited_by: str | None = None) -> None:
-    """Row 3: refuse a prefix that does not fit, before anything is written.
-
-    Raises
-    ------
-    PrefixTooLong
-    """
-    length = len(os.fsencode(prefix))
-    if limit is not None and length > limit:
-        raise PrefixTooLong(
-            "the prefix is too long for this environment's binaries" + (f" ({limited_by})" if limited_by else ""),
-            path=prefix,
-            expected=f"at most {limit} bytes",
-            found=f"{length} bytes",
-            hint="choose a shorter path",
-        )
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

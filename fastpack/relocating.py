@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from fastpack import digest
@@ -29,12 +28,10 @@ from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnv
 from fastpack.examine import examine, open_source
 from fastpack.fs import explain_os_error
 from fastpack.manifest import MANIFEST, from_bytes
-from fastpack.model import DiskFile, Kind, RelocateReport, Warned
+from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
-from fastpack.relocation import KERNELS, read_range
-from fastpack.unpacking import check_length, check_requirements
-
-Progress = Callable[[str, int, int, str], None]
+from fastpack.relocation import KERNELS, check_prefix, read_range
+from fastpack.unpacking import check_requirements
 
 
 def relocate(
@@ -42,7 +39,7 @@ def relocate(
     *,
     dest_prefix: str | None = None,
     n_threads: int = 0,
-    progress: Progress = lambda stage, done, total, group: None,
+    progress: Progress = silent,
 ) -> RelocateReport:
     """Put an environment's own prefix into the files that name it, wherever it lies now; any number of times.
 
@@ -89,7 +86,7 @@ def relocate(
         warnings += check_requirements(manifest.header["requires"], dest_prefix is not None)
     else:
         raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
-    check_length(target, longest_prefix(files))
+    check_prefix(target, longest_prefix(files))
     previous = None if state is None else state["prefix"]
     n_added = 0
     try:

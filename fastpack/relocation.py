@@ -27,6 +27,7 @@ from fastpack._place_py import (
     stated_field,
     strings_of,
 )
+from fastpack.errors import PrefixTooLong
 from fastpack.model import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -119,6 +120,27 @@ class Prefixes:
 
 def _is_unique(path: bytes) -> bool:
     return path.count(b"/") > 1 and path != b"/usr/local"
+
+
+# --- row 3 -----------------------------------------------------------------------------------------------------------
+
+
+def check_prefix(prefix: str, limit: int | None, limited_by: str | None = None) -> None:
+    """Row 3: refuse a prefix that does not fit, before anything is written.
+
+    Raises
+    ------
+    PrefixTooLong
+    """
+    length = len(os.fsencode(prefix))
+    if limit is not None and length > limit:
+        raise PrefixTooLong(
+            "the prefix is too long for this environment's binaries" + (f" ({limited_by})" if limited_by else ""),
+            path=prefix,
+            expected=f"at most {limit} bytes",
+            found=f"{length} bytes",
+            hint="choose a shorter path",
+        )
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from fastpack.manifest import (
     check_head,
     from_bytes,
 )
-from fastpack.model import Kind, Warned
+from fastpack.model import Kind, Progress, Warned
 
 _MAX_OWN = 1 << 30
 
@@ -126,7 +126,7 @@ def extract_stream(
     archive: str,
     where: Destination,
     check_head: Callable[[dict[str, Any]], list[Warned]],
-    progress: Callable[[str, int, int, str], None],
+    progress: Progress,
 ) -> Streamed:
     """Write a stream's members below ``where.root``.
 
@@ -272,7 +272,7 @@ def _extract(
     archive: str,
     where: Destination,
     check_head: Callable[[dict[str, Any]], list[Warned]],
-    progress: Callable[[str, int, int, str], None],
+    progress: Progress,
     raw: _Head,
 ) -> Streamed:
     writer: _Writer | None = None

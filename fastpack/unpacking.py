@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,22 +31,15 @@ from fastpack._place_py import (
     write_state,
 )
 from fastpack.destination import Destination
-from fastpack.errors import DamagedArchive, PrefixTooLong, UsageError, WrongPlatform
+from fastpack.errors import DamagedArchive, UsageError, WrongPlatform
 from fastpack.frames import read_manifest
 from fastpack.fs import explain_os_error
 from fastpack.manifest import MANIFEST, Manifest, Member
-from fastpack.model import Kind, UnpackReport, Warned
+from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.reader import FrameReader, Segment, check_relocated, read_relocated
-from fastpack.relocation import KERNELS
+from fastpack.relocation import KERNELS, check_prefix
 from fastpack.stream import extract_stream
-
-#: Called with what is being done, bytes done, bytes in all (0 while unknown), and the current group.
-Progress = Callable[[str, int, int, str], None]
-
-
-def _quiet(stage: str, done: int, total: int, group: str) -> None:
-    """A progress callback that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,7 @@ class Options:
     n_threads: int = 0  # 0, -1: all cores
 
 
-def unpack(archive: str, destination: str, options: Options, progress: Progress = _quiet) -> UnpackReport:
+def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
     """Unpack an archive into a directory, relocated to it.
 
     Parameters
@@ -141,25 +134,6 @@ def check_requirements(requires: dict[str, Any], elsewhere: bool) -> list[Warned
     if elsewhere:
         return [Warned("platform", None, f"the environment is for {wanted}, this machine is {here}")]
     raise WrongPlatform("the environment is for another platform", expected=wanted, found=here)
-
-
-def check_length(prefix: str, limit: int | None, limited_by: str | None = None) -> None:
-    """Row 3: refuse a prefix that does not fit, before anything is written.
-
-    Raises
-    ------
-    PrefixTooLong
-    """
-    length = len(os.fsencode(prefix))
-    if limit is not None and length > limit:
-        raise PrefixTooLong(
-            "the target prefix is too long for this environment's binaries"
-            + (f" ({limited_by})" if limited_by else ""),
-            path=prefix,
-            expected=f"at most {limit} bytes",
-            found=f"{length} bytes",
-            hint="unpack it at a shorter path",
-        )
 
 
 # --- from a file: frames in parallel ---------------------------------------------------------------------------------
@@ -281,12 +255,12 @@ def _state_of(path: str) -> tuple[Stated, int]:
 def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: str) -> UnpackReport:
     prefix = job.prefix
     warnings = check_requirements(manifest.header["requires"], job.elsewhere)
-    check_length(prefix, manifest.header.get("longest_prefix"), manifest.header.get("limited_by"))
+    check_prefix(prefix, manifest.header.get("longest_prefix"), manifest.header.get("limited_by"))
     try:
         relocated = read_relocated(reader, manifest)
     except OSError as error:
         raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=job.archive) from None
-    check_length(prefix, longest_prefix(relocated))
+    check_prefix(prefix, longest_prefix(relocated))
     total = sum(member.n_bytes for member in manifest.members)
     n_blocks = sum(-(-member.n_bytes // 4096) for member in manifest.members) + len(manifest.members)
     names = [member.path for member in manifest.members if member.kind is not Kind.DIRECTORY]
@@ -426,7 +400,7 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
 
     def check_head(pack_json: dict[str, Any]) -> list[Warned]:
         warnings = check_requirements(pack_json.get("requires", {}), job.elsewhere)
-        check_length(prefix, pack_json.get("longest_prefix"))
+        check_prefix(prefix, pack_json.get("longest_prefix"))
         return warnings
 
     with Destination(job.destination, job.options.force, None, 0) as where:
@@ -438,7 +412,7 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
             if done.manifest is not None:
                 archive_id = digest.blake(done.manifest_bytes).hex()
                 relocated = check_relocated(done.relocations, done.manifest.members, done.manifest.dest_prefix is None)
-                check_length(prefix, longest_prefix(relocated))
+                check_prefix(prefix, longest_prefix(relocated))
                 n_relocated = len(relocated)
                 _move_to(where.root, archive_id, prefix, relocated)
             else:

@@ -158,3 +158,16 @@ def need(*tools: str) -> pytest.MarkDecorator:
     """Skip where a system tool is missing, and say which."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not on this machine: {', '.join(missing)}")
+
+
+def ordinary_user() -> list[str]:
+    """A command's beginning that runs Python code as an ordinary user; skips where that cannot be had."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("becoming an ordinary user needs root and setpriv")
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c"]
+    probe = subprocess.run(
+        [*command, f"import sys; sys.path[:0] = {sys.path!r}; import fastpack.cli"], capture_output=True, cwd="/"
+    )
+    if probe.returncode:
+        pytest.skip("an ordinary user may not read this Python")
+    return command
