@@ -14,7 +14,6 @@ import json
 import os
 import re
 import stat
-import time
 import urllib.parse
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
@@ -178,7 +177,7 @@ def mtime_key(n_bytes: int, head: Any, tail: Any) -> bytes:
     return n_bytes.to_bytes(8, "little") + bytes(head) + bytes(tail)
 
 
-def relocated_mtime(data: bytes) -> int:
+def relocated_mtime(data: Any) -> int:
     """`content_mtime` of a file that has relocations, whose digest is sha256: conda-unpack has no BLAKE3."""
     if len(data) > SMALL_FILE:
         data = mtime_key(len(data), data[:MIB], data[-MIB:])
@@ -382,6 +381,22 @@ def placed_growth(items: Iterable[Relocation], placeholder: bytes, prefix: bytes
     return growth
 
 
+def unplaced_lengths(data: bytearray, items: Sequence[Relocation], placeholder: bytes, prefix: bytes) -> list[int]:
+    """How many bytes each relocation of a record takes up in its form at a prefix."""
+    lengths: list[int] = []
+    shift = 0
+    for item in items:
+        if item.kind in ("record", "pip-record"):
+            field = _FIELD["pip-record" if item.kind == "pip-record" else item.value[0]]
+            match = field.match(data, item.offset + shift)
+            length = len(match.group()) if match else 0
+        else:
+            length = item.slot + placed_growth((item,), placeholder, prefix)
+        lengths.append(length)
+        shift += length - item.slot
+    return lengths
+
+
 class Kernels(NamedTuple):
     """The two kernels a tree is relocated with."""
 
@@ -404,6 +419,8 @@ def read_state(root: str) -> dict[str, Any] | None:
             state = json.loads(os.fsdecode(file.read()))
     except FileNotFoundError:
         return None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(state, dict) or not isinstance(state.get("complete"), bool):
         raise ValueError("it does not say whether it is complete")
     for name in ("prefix", "target"):
@@ -412,6 +429,9 @@ def read_state(root: str) -> dict[str, Any] | None:
     earlier = state.get("earlier", [])
     if not isinstance(earlier, list) or not all(isinstance(path, str) for path in earlier):
         raise ValueError("its earlier prefixes are no paths")
+    for path in [state.get("prefix"), state.get("target"), *earlier]:
+        if path is not None and b"\0" in os.fsencode(path):
+            raise ValueError("a prefix with a NUL in it")
     return state
 
 
@@ -642,8 +662,3 @@ def unwritable(root: str, files: Sequence[RelocatedFile]) -> str | None:
         if _is_regular(path) and not os.access(path, os.R_OK):
             return path
     return None
-
-
-def now() -> float:
-    """Seconds, for durations."""
-    return time.monotonic()

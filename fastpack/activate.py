@@ -44,7 +44,7 @@ def conda_unpack(system: str, machine: str) -> bytes:
         _OWN_IMPORT.sub("", _read(os.path.join(_PACKAGE, "_place_py.py"))),
         _read(os.path.join(_FOLDER, "conda_unpack_driver.py")),
     ]
-    text = head + "from __future__ import annotations\n\nimport errno\nimport sys\n\n" + "\n\n".join(parts)
+    text = head + "from __future__ import annotations\n\nimport errno\nimport sys\nimport time\n\n" + "\n\n".join(parts)
     for name, value in (("VERSION", VERSION), ("SYSTEM", system), ("MACHINE", machine)):
         text = text.replace(f"@{name}@", value)
     return text.encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -327,9 +328,6 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
 
         return demonstration.run(channel, specs, work, console.say)
 
-    def describe(report: Any) -> None:
-        pass
-
     started = time.monotonic()
     run(console, do, lambda report: console.say(f"all of it in {time.monotonic() - started:.1f} s"))
 
@@ -342,7 +340,9 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.ClickException as failure:
         command = sys.argv[1] if len(sys.argv) > 1 else ""
-        console = Console(command, False, "--json" in sys.argv, "-" in sys.argv)
+        text = " ".join(sys.argv[2:])
+        to_stdout = command == "pack" and re.search(r"(?:-o ?|--output[ =])-(?: |$)", text) is not None
+        console = Console(command, False, "--json" in sys.argv, to_stdout)
         if not console.as_json:
             failure.show()
         error = {"class": "UsageError", "message": failure.format_message(), "path": None, "expected": None,

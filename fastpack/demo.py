@@ -18,6 +18,7 @@ from typing import Any
 from fastpack.api import pack, unpack
 from fastpack.errors import EnvironmentNotFound, FastpackError, UsageError
 from fastpack.made_prefix import BUILD_PLACEHOLDER, MadeFile, MadePackage, entry_point, install, read_tree
+from fastpack.model import Report
 
 _HELLO = r"""
 #include <stdio.h>
@@ -38,7 +39,7 @@ _SKIPPED = ("__pycache__", "test", "tests", "idlelib", "turtledemo", "ensurepip"
 
 
 @dataclass(frozen=True, slots=True)
-class DemoReport:
+class DemoReport(Report):
     """What the demo did."""
 
     source_bytes: int
@@ -48,10 +49,6 @@ class DemoReport:
     destination: str
     output: tuple[str, ...]
     warnings: tuple[Any, ...] = ()
-
-    def as_dict(self) -> dict[str, object]:
-        """The object that stands under ``result`` in ``--json`` output."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}
 
 
 def run(channel: str | None, specs: Sequence[str], work: str | None, say: Callable[[str], None]) -> DemoReport:

@@ -53,6 +53,7 @@ class Destination:
         self._names = None if names is None else set(names)
         self._lock: BinaryIO | None = None
         self._finished = False
+        self._parents: list[str] = []  # made for this destination
         self.root = ""
         _remove_debris(path)
         self._mode = self._choose_mode(force)
@@ -119,7 +120,7 @@ class Destination:
     def __enter__(self) -> Destination:
         try:
             if self._mode in (Mode.RENAME, Mode.SWAP):
-                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+                self._make_parents()
                 try:
                     self._begin(f"{_stem(self.path)}.partial-{secrets.token_hex(4)}")
                     return self
@@ -131,6 +132,16 @@ class Destination:
         except OSError as error:
             raise fs.explain_os_error(error, error.filename or self.path) from None
         return self
+
+    def _make_parents(self) -> None:
+        folder = os.path.dirname(self.path)
+        missing: list[str] = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for parent in reversed(missing):
+            os.mkdir(parent)
+            self._parents.append(parent)
 
     def _begin(self, root: str) -> None:
         os.mkdir(root, 0o755)
@@ -211,6 +222,11 @@ class Destination:
             _remove_marked(self.root)
         if self.root:
             _remove_debris(self.path)
+        for parent in reversed(self._parents):
+            try:
+                os.rmdir(parent)
+            except OSError:
+                break
 
 
 def _stem(path: str) -> str:
@@ -261,9 +277,10 @@ def _unlocked_marker(root: str) -> dict[str, object] | None:
 
 def _remove_debris(path: str) -> None:
     """Remove what killed runs left for this destination; refuse it while another process is writing there."""
+    random = "[0-9a-f]" * 8
     for root in [
-        *glob.glob(glob.escape(_stem(path)) + ".partial-*"),
-        *glob.glob(os.path.join(glob.escape(path), ".fastpack-partial-*")),
+        *glob.glob(f"{glob.escape(_stem(path))}.partial-{random}"),
+        *glob.glob(os.path.join(glob.escape(path), f".fastpack-partial-{random}")),
     ]:
         marker = _unlocked_marker(root)
         if marker is not None and marker.get("made") == "whole":
@@ -271,6 +288,7 @@ def _remove_debris(path: str) -> None:
         elif not os.path.lexists(os.path.join(root, INCOMPLETE)):
             _remove_unmarked(root, path)
     if not os.path.lexists(os.path.join(path, INCOMPLETE)):
+        _remove_markers_to_be(path)
         return
     content = _unlocked_marker(path)
     if content is None:
@@ -295,15 +313,27 @@ def _remove_unmarked(root: str, path: str) -> None:
             except ValueError:
                 state = None
             if state is not None and state.get("target") == path:
-                _remove_environment(root)
+                if not _files_not_ours(root):
+                    _remove_environment(root)
                 return
-            own = os.path.join(root, ".fastpack")
-            if os.path.isdir(own):
-                for name in os.listdir(own):
-                    if name.startswith("incomplete-"):
-                        os.unlink(os.path.join(own, name))
-                os.rmdir(own)
+            _remove_markers_to_be(root)
             os.rmdir(root)
+    except (OSError, UsageError):
+        pass
+
+
+def _remove_markers_to_be(root: str) -> None:
+    """Markers that were killed before they had their name; the directory goes too if there is nothing else in it."""
+    own = os.path.join(root, ".fastpack")
+    for marker in glob.glob(os.path.join(glob.escape(own), "incomplete-" + "[0-9a-f]" * 8)):
+        try:
+            with open(marker, "rb") as file:
+                if fs.lock(file):
+                    os.unlink(marker)
+        except OSError:
+            pass
+    try:
+        os.rmdir(own)
     except OSError:
         pass
 
@@ -324,18 +354,28 @@ def _remove_quietly(root: str) -> None:
 
 def _remove_added(root: str, names: list[object], folders: object) -> None:
     """Take back what a killed run had added to a directory: what it had named, and nothing else."""
-    for name in [*names, INCOMPLETE]:
-        if isinstance(name, str) and fs.check_relative(name) is None:
+    made = [name for name in (folders if isinstance(folders, list) else []) if _is_path(name)]
+    for name in made:
+        full = os.path.join(root, name)
+        if os.path.isdir(full) and not os.path.islink(full):
+            os.chmod(full, 0o700)  # it may have had its strict mode already
+    for name in names:
+        if _is_path(name):
             try:
-                os.unlink(os.path.join(root, name))
-            except OSError:
+                os.unlink(os.path.join(root, str(name)))
+            except FileNotFoundError:
                 pass
-    for name in reversed(folders if isinstance(folders, list) else []):
-        if isinstance(name, str) and fs.check_relative(name) is None:
-            try:
-                os.rmdir(os.path.join(root, name))
-            except OSError:
-                pass
+    # The marker goes when all that it names is gone.
+    os.unlink(os.path.join(root, INCOMPLETE))
+    for name in reversed(made):
+        try:
+            os.rmdir(os.path.join(root, name))
+        except OSError:
+            pass
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str) and fs.check_relative(name) is None
 
 
 @contextmanager
@@ -383,6 +423,8 @@ def _files_not_ours(root: str) -> list[str]:
 
 def _is_ours(file: DiskFile, known: dict[str, tuple[int, int] | None]) -> bool:
     """Whether a file is one that was unpacked, as it was unpacked, or what Python compiled of one."""
+    if file.path.startswith(INCOMPLETE + "-"):  # a marker that was killed before it had its name
+        return True
     if file.path in known:
         expected = known[file.path]
         return expected is None or expected == (file.n_bytes, file.mtime_seconds)

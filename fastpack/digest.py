@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import blake3
-import xxhash
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -49,4 +48,6 @@ def sha256(data: Buffer) -> str:
 
 def candidate(data: Buffer) -> bytes:
     """A fast digest for what is compared byte for byte afterwards: it protects nothing."""
+    import xxhash  # noqa: PLC0415 (packing alone: unpacking needs only a zstd reader and blake3)
+
     return xxhash.xxh3_128_digest(memoryview(data))

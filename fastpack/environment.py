@@ -124,14 +124,16 @@ class Environment:
         return replace(self, filters=(*self.filters, ("include", pattern)))
 
     def excluded(self) -> frozenset[str]:
-        """The paths that the filters leave out, applied in the order given."""
+        """The paths, also missing ones, that the filters leave out, applied in the order given."""
+        known = {path for path, file in self.files.items() if file.kind is not Kind.DIRECTORY}
+        known |= {entry.path for _, entry in self.missing}
         out: set[str] = set()
         for kind, pattern in self.filters:
             if kind == "exclude":
-                out |= {path for path in self.files if path not in out and fnmatch.fnmatchcase(path, pattern)}
+                out |= {path for path in known if path not in out and fnmatch.fnmatchcase(path, pattern)}
             else:
                 out -= {path for path in out if fnmatch.fnmatchcase(path, pattern)}
-        return frozenset(path for path in out if self.files[path].kind is not Kind.DIRECTORY)
+        return frozenset(out)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -61,8 +61,10 @@ class FastpackError(Exception):
         parts = [self.message]
         if self.path is not None:
             parts.append(f": {self.path!r}" if "\n" in self.path else f": {self.path}")
-        if self.expected is not None or self.found is not None:
-            parts.append(f" (expected {self.expected}, found {self.found})")
+        both = (("expected", self.expected), ("found", self.found))
+        sides = [f"{name} {value}" for name, value in both if value is not None]
+        if sides:
+            parts.append(f" ({', '.join(sides)})")
         if self.hint:
             parts.append(f"; {self.hint}")
         return "".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import struct
@@ -28,6 +29,7 @@ from fastpack.relocation import (
     direct_url_form,
     history_form,
     is_binary,
+    is_unique,
     kernel,
     pip_record_form,
     record_form,
@@ -200,8 +202,10 @@ def source_prefixes(env: Environment) -> list[str]:
     paths in files that a known prefix does not explain. One counts if taking it out of a managed file gives the
     package's own sha256, or if our own state file says it.
     """
-    known = list(dict.fromkeys([env.prefix, os.path.realpath(env.prefix), *env.earlier_prefixes]))
-    for candidate in _named_prefixes(env):
+    known = list(dict.fromkeys([env.prefix, os.path.realpath(env.prefix)]))
+    # What our state says counts, unless it is a place that means many things (an image root's /usr).
+    known += [path for path in env.earlier_prefixes if path not in known and is_unique(os.fsencode(path))]
+    for candidate in [*env.earlier_prefixes, *_named_prefixes(env)]:
         if candidate not in known and _proves(env, candidate):
             known.append(candidate)
     for _ in range(8):
@@ -256,12 +260,32 @@ def _guess_prefix(env: Environment, known: Sequence[str]) -> str | None:
         for place in list(places)[:400]:
             if place[-1:] != b"/" and place not in needles:
                 prefixes = Prefixes([place])
-                if _managed_with_placeholder(file, entry, prefixes, _from_memory(data), data)[1]:
+                if _takes_out(file, entry, prefixes, data):
                     return os.fsdecode(place)
         tried += 1
         if tried >= 10:
             return None
     return None
+
+
+def _takes_out(file: DiskFile, entry: PathEntry, prefixes: Prefixes, data: bytes) -> bool:
+    """Whether taking a prefix out of a file gives the package's hash; not a file that is in normal form anyway, nor one
+    whose first line an installer rewrote to ``#!/usr/bin/env``, which says nothing of ``/usr``."""
+    placeholder, pread = os.fsencode(entry.placeholder or ""), _from_memory(data)
+    forms: Iterator[ArchiveForm]
+    if entry.file_mode == "binary":
+        strings = scan_binary(pread, len(data), prefixes.plain, len(placeholder))
+        variants = binary_variants(strings, prefixes.plain, pread, len(data))
+        forms = (restore_binary(chosen, prefixes.plain, placeholder)[0] for chosen in variants)
+    else:
+        forms = (form for form, _ in text_variants(data, prefixes, placeholder))
+    # The likely ones alone: a guess is made for many candidates.
+    for form in itertools.islice(forms, 4):
+        replaced = [data[edit.offset : edit.offset + edit.length] for edit in form.edits]
+        named = any(prefixes.plain[0] in old and not old.startswith(b"#!/usr/bin/env ") for old in replaced)
+        if named and digest.sha256(apply_edits(data, form.edits)) == entry.sha256:
+            return True
+    return False
 
 
 def _proves(env: Environment, candidate: str) -> bool:
@@ -276,7 +300,7 @@ def _proves(env: Environment, candidate: str) -> bool:
             data = pread(file.n_bytes, 0)
         if os.fsencode(candidate) not in data:
             continue
-        if _managed_with_placeholder(file, entry, prefixes, _from_memory(data), data)[1]:
+        if _takes_out(file, entry, prefixes, data):
             return True
         tried += 1
         if tried > 50:
@@ -470,8 +494,8 @@ def _examine_unmanaged(
     if not hits and header is None:
         return Examined(verdict)
     kinds = [
-        spelling(pread(16, max(0, offset - 16)), file.path, min(offset, 16), kind)
-        for offset, kind in ((offset, _kind(prefixes, index)) for offset, index in hits)
+        spelling(pread(16, max(0, offset - 16)), file.path, min(offset, 16), prefixes.kinds[index])
+        for offset, index in hits
     ]
     form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER)
     why = ""
@@ -481,10 +505,6 @@ def _examine_unmanaged(
             why = "its first line needs bin/conda-unpack before it starts"
         form = with_header(form, header, archive_header or header.true)
     return _finish(file, form, pread, verdict, PLACEHOLDER, why)
-
-
-def _kind(prefixes: Prefixes, index: int) -> str:
-    return prefixes.kinds[index]
 
 
 def _names(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 #: The format's own placeholder (255 bytes): stands in files that no package manager wrote with one.
@@ -124,8 +124,18 @@ class Warned:
         return {"code": self.code, "path": self.path, "message": self.message}
 
 
+class Report:
+    """What a command did: its fields are what ``--json`` shows, but for the warnings, which stand beside it."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The object that stands under ``result`` in ``--json`` output."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "warnings"}  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True)
-class PackReport:
+class PackReport(Report):
     """What `pack` did. Sizes in bytes, durations in seconds."""
 
     prefix: str
@@ -151,13 +161,9 @@ class PackReport:
     elapsed_seconds: float
     warnings: tuple[Warned, ...] = field(default=())
 
-    def as_dict(self) -> dict[str, object]:
-        """The object that stands under ``result`` in ``--json`` output."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}
-
 
 @dataclass(frozen=True, slots=True)
-class UnpackReport:
+class UnpackReport(Report):
     """What `unpack` did. Sizes in bytes, durations in seconds."""
 
     archive: str
@@ -171,13 +177,9 @@ class UnpackReport:
     elapsed_seconds: float
     warnings: tuple[Warned, ...] = field(default=())
 
-    def as_dict(self) -> dict[str, object]:
-        """The object that stands under ``result`` in ``--json`` output."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}
-
 
 @dataclass(frozen=True, slots=True)
-class RelocateReport:
+class RelocateReport(Report):
     """What `relocate` did: files rewritten, right already, and left because they were changed since."""
 
     root: str
@@ -189,7 +191,3 @@ class RelocateReport:
     left: tuple[str, ...]
     elapsed_seconds: float
     warnings: tuple[Warned, ...] = field(default=())
-
-    def as_dict(self) -> dict[str, object]:
-        """The object that stands under ``result`` in ``--json`` output."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "warnings"}

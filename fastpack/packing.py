@@ -138,8 +138,8 @@ def _output(env: Environment, options: Options) -> tuple[Codec, str]:
 def _check_destination(dest_prefix: str | None) -> str | None:
     if dest_prefix is None:
         return None
-    if not dest_prefix.startswith("/") or "\n" in dest_prefix:
-        raise UsageError("--dest-prefix is no absolute path", found=dest_prefix)
+    if not dest_prefix.startswith("/") or "\n" in dest_prefix or not dest_prefix.strip("/"):
+        raise UsageError("--dest-prefix is no absolute path below /", found=dest_prefix)
     return os.path.normpath(dest_prefix)
 
 

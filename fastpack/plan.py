@@ -170,7 +170,7 @@ def make_plan(
         elif file.kind is Kind.FILE:
             members.append(_plan_file(env, file, examination, private))
     for record, entry in env.missing:
-        left_out[entry.path] = f"missing, of {record.name}"
+        left_out[entry.path] = "excluded" if entry.path in excluded else f"missing, of {record.name}"
     for path in env.left_out_before:
         left_out.setdefault(path, "left out before")
     names = {member.path for member in members if member.kind is Kind.FILE}
@@ -193,7 +193,6 @@ def make_plan(
     generated = _generated(env, dest_prefix, requires, {member.path for member in members})
     members = _link_identical(env, members, threads)
     members += generated
-    # Old scripts of conda that stood where ours will: said in the manifest as left out only if nothing replaces them.
     members.sort(key=_order)
     packages = tuple({"name": record.name, "version": record.version, "build": record.build} for record in env.records)
     pack_json = {

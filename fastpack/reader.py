@@ -81,6 +81,10 @@ class FrameReader:
         self._codec = codec
         self._manifest = manifest
         self.layout = lay_out(manifest)
+        size = os.fstat(descriptor).st_size
+        for index, frame in enumerate(manifest.frames):
+            if frame.offset + frame.packed_bytes > size:
+                raise DamagedArchive(f"the archive is cut off in frame {index}", found=f"{size} bytes")
 
     def read(self, index: int) -> list[tuple[Segment, memoryview, list[bytes]]]:
         """A frame's segments with their data and slice digests.

@@ -10,7 +10,9 @@ from fastpack import digest
 from fastpack._place_py import (
     INCOMPLETE,
     RELOCATIONS,
+    Mismatch,
     RelocatedFile,
+    Relocation,
     Stated,
     begin_state,
     longest_prefix,
@@ -19,6 +21,8 @@ from fastpack._place_py import (
     read_state,
     relocate_tree,
     replace_file,
+    unplace,
+    unplaced_lengths,
     unwritable,
     write_relocations,
     write_state,
@@ -58,8 +62,8 @@ def relocate(
     started = time.monotonic()
     root = os.path.abspath(root)
     target = root if dest_prefix is None else os.path.normpath(dest_prefix)
-    if not target.startswith("/") or "\n" in target:
-        raise UsageError("the target prefix must be an absolute path without a newline", found=repr(target))
+    if not target.startswith("/") or "\n" in target or not target.strip("/"):
+        raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(target))
     if not os.path.isdir(root):
         raise EnvironmentNotFound("no such directory", path=root, hint="give the directory of an environment")
     if os.path.lexists(os.path.join(root, INCOMPLETE)):
@@ -82,7 +86,8 @@ def relocate(
     warnings: list[Warned] = []
     if os.path.exists(os.path.join(root, MANIFEST)):
         with open(os.path.join(root, MANIFEST), "rb") as file:
-            manifest = from_bytes(file.read())
+            manifest_bytes = file.read()
+        manifest = from_bytes(manifest_bytes)
         warnings += check_requirements(manifest.header["requires"], dest_prefix is not None)
     else:
         raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
@@ -98,10 +103,12 @@ def relocate(
             kept = [file for file in files if file.path not in strange]
             added = _new_files(root, str(previous), known, kept, threads, warnings)
             anew = {file.path for file in added}
+            kept = [file for file in kept if file.path not in anew]
             gone = {path for path in strange if not os.path.lexists(os.path.join(root, path))}
             kept += [file for file in files if file.path in strange - anew - gone]
+            kept = [_without(root, file, anew | gone, files, str(previous)) for file in kept]
             n_added = len(added)
-            if added or len(kept) != len(files):
+            if added or kept != files:
                 files = sorted([*kept, *added], key=lambda file: os.fsencode(file.path))
                 replace_file(os.path.join(root, RELOCATIONS), [write_relocations(files)], 0o644, None)
         total = sum(file.n_bytes for file in files)
@@ -116,8 +123,9 @@ def relocate(
         if obstacle is not None:
             raise Unreadable("not readable or not writable, so nothing was changed", path=obstacle)
         begun = begin_state(root, state, target)
+        archive_id = digest.blake(manifest_bytes).hex()
         result = relocate_tree(root, target, files, begun, KERNELS, one)
-        write_state(root, begun["archive_id"], target, begun["earlier"])
+        write_state(root, archive_id, target, begun["earlier"])
     except OSError as error:
         raise explain_os_error(error, error.filename or root) from None
     return RelocateReport(
@@ -131,6 +139,38 @@ def relocate(
         elapsed_seconds=time.monotonic() - started,
         warnings=tuple(warnings),
     )
+
+
+def _without(root: str, file: RelocatedFile, names: set[str], files: list[RelocatedFile], prefix: str) -> RelocatedFile:
+    """A record or RECORD as it lies at `prefix`, its relocations without those that state files in `names`.
+
+    What it says of these stays as it is from now on: they were written anew, or are gone.
+    """
+    stay = [item for item in file.items if not (set(_paths(item)) & names)]
+    if len(stay) == len(file.items):
+        return file
+    try:
+        with open(os.path.join(root, file.path), "rb") as stream:
+            placed = bytearray(stream.read())
+        known = {other.path: Stated(other.sha256, other.n_bytes) for other in files if other.path not in names}
+        # An unknown file's field is left as found: so one after another tells where each item's new place is.
+        archived = unplace(placed, file.items, file.placeholder, os.fsencode(prefix), 0, known)
+    except (OSError, Mismatch):
+        return file
+    shift, items = 0, []
+    found = unplaced_lengths(placed, file.items, file.placeholder, os.fsencode(prefix))
+    for item, length in zip(file.items, found, strict=True):
+        if item in stay:
+            items.append(item._replace(offset=item.offset + shift))
+        else:
+            shift += length - item.slot
+    return file._replace(sha256=digest.sha256(archived), n_bytes=len(archived), items=tuple(items))
+
+
+def _paths(item: Relocation) -> list[str]:
+    if item.kind == "pip-record":
+        return [item.value]
+    return [item.value[1]] if item.kind == "record" else []
 
 
 def _new_files(
@@ -156,6 +196,10 @@ def _new_files(
     subset = {path: file for path, file in env.files.items() if is_new(file)}
     if not subset:
         return []
+    for distribution in env.distributions:
+        # A new RECORD states files that may be recorded already, the same as before (another version, reinstalled).
+        if f"{distribution.folder}/RECORD" in subset:
+            subset.update((path, env.files[path]) for path in distribution.paths if path in recorded)
     some = replace(
         env,
         files=subset,
@@ -170,7 +214,7 @@ def _new_files(
     for path, found in sorted(examination.files.items(), key=lambda row: (row[0].endswith("/RECORD"), row[0])):
         if found.not_relocated:
             warnings.append(Warned("not-relocated", path, found.not_relocated))
-        if not found.form.relocations or found.archived is None:
+        if found.archived is None or not found.form.edits:
             continue
         disk = subset[path]
         with open_source(root, disk) as (_, pread):
@@ -185,9 +229,11 @@ def _new_files(
         if placed != before:
             # pip's two-line header, say: brought to the form that can be taken back.
             replace_file(os.path.join(root, path), [placed], mode, None)
-        added.append(
-            RelocatedFile(
-                path, found.archived.sha256, found.archived.n_bytes, mode, found.placeholder, found.form.relocations
-            )
-        )
+        if found.form.relocations:
+            added.append(
+                RelocatedFile(
+                    path, found.archived.sha256, found.archived.n_bytes, mode, found.placeholder,
+                    found.form.relocations,
+                )
+            )  # fmt: skip
     return added

@@ -61,6 +61,8 @@ _TWO_LINES_TAIL = (
 )
 _ENV_LINE = re.compile(rb"#!/usr/bin/env (?P<name>[^ \t\n\r/]+)(?P<options>[^\n\r]*)")
 _PYTHON = re.compile(rb"^(?:python|pypy)[0-9.]*[a-z]?$")
+#: A string as the first thing in a script, behind comments and empty lines.
+_MAY_HAVE_DOCSTRING = re.compile(rb"(?:[ \t\f]*(?:#[^\n]*)?\r?\n)*[rRuU]?[\"']")
 _UTF8 = re.compile(rb"^(?:utf-?8(?:-.*)?|(?:us-)?ascii)$")
 _COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 
@@ -100,7 +102,7 @@ class Prefixes:
     def __init__(self, paths: Iterable[bytes], unique: bool | None = None) -> None:
         self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
         #: Those whose mention in any file means this environment.
-        self.unique = tuple(path for path in self.plain if unique or _is_unique(path))
+        self.unique = tuple(path for path in self.plain if unique or is_unique(path))
         spelled: dict[bytes, str] = dict.fromkeys(self.unique, "text")
         for path in self.unique:
             spelled.setdefault(urllib.parse.quote(path).encode(), "percent")
@@ -118,7 +120,8 @@ class Prefixes:
         return None
 
 
-def _is_unique(path: bytes) -> bool:
+def is_unique(path: bytes) -> bool:
+    """Whether a mention of a prefix anywhere means that environment: not of one component, nor ``/usr/local``."""
     return path.count(b"/") > 1 and path != b"/usr/local"
 
 
@@ -403,8 +406,7 @@ def _python_header_end(body: bytes) -> bytes | None:
     Our header is a string, so it takes the docstring's place. None if there is no way: a `from __future__` import may
     follow one string, not two, and no assignment.
     """
-    future = b"__future__" in body
-    if b"__doc__" not in body and not future:
+    if b"__doc__" not in body and not _MAY_HAVE_DOCSTRING.match(body):
         return b""
     try:
         with warnings.catch_warnings():
@@ -416,7 +418,9 @@ def _python_header_end(body: bytes) -> bytes | None:
     future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in module.body)
     if future:
         return b"" if docstring is None and b"__doc__" not in body else None
-    return b"; __doc__ = " + ascii(docstring).encode("ascii") if b"__doc__" in body else b""
+    if docstring is None and b"__doc__" not in body:
+        return b""
+    return b"; __doc__ = " + ascii(docstring).encode("ascii")
 
 
 def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) -> bytes | None:

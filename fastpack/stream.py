@@ -263,8 +263,9 @@ class _Writer:
             os.utime(out.fileno(), (info.mtime, info.mtime))
         self.kinds[path] = Kind.FILE
         self.digests[path] = (info.size, digest.file_digest(slices), mode, int(info.mtime))
-        self.result.n_files += 1
-        self.result.written_bytes += info.size
+        if path != MANIFEST:  # it does not list itself, and is not counted where it is read first
+            self.result.n_files += 1
+            self.result.written_bytes += info.size
 
 
 def _extract(

@@ -16,6 +16,7 @@ from typing import Any
 from fastpack import digest
 from fastpack._place_py import (
     EPOCH_2000,
+    SMALL_FILE,
     Mismatch,
     RelocatedFile,
     Stated,
@@ -28,6 +29,7 @@ from fastpack._place_py import (
     read_state,
     relocate_file,
     relocate_tree,
+    relocated_mtime,
     write_state,
 )
 from fastpack.destination import Destination
@@ -67,8 +69,8 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
         raise UsageError("the destination has no name", hint="give a directory with -p")
     destination = os.path.abspath(destination).replace("//", "/", 1)
     prefix = destination if options.dest_prefix is None else options.dest_prefix
-    if not prefix.startswith("/") or "\n" in prefix:
-        raise UsageError("the target prefix must be an absolute path without a newline", found=repr(prefix))
+    if not prefix.startswith("/") or "\n" in prefix or not prefix.strip("/"):
+        raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(prefix))
     prefix = os.path.normpath(prefix)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
     job = _Job(archive, destination, prefix, options, threads, progress, time.monotonic())
@@ -94,6 +96,9 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
         codec, locator, manifest = found
         reader = FrameReader(descriptor, codec, manifest)
         return _from_file(job, reader, manifest, locator.archive_id.hex())
+    except DamagedArchive as error:
+        error.path = error.path or archive
+        raise
     finally:
         os.close(descriptor)
 
@@ -175,13 +180,8 @@ class _Extractor:
         content: memoryview | bytearray = data
         if file is not None and self._prefix is not None and not file.second_phase:
             content = self._place(file, bytearray(data), 0, len(file.items), 0)
-            stated = placed[member.path] = Stated(digest.sha256(content), len(content))
-            raw = bytes.fromhex(stated.sha256)
-            if len(content) > digest.SLICE * 8:
-                raw = bytes.fromhex(
-                    digest.sha256(mtime_key(len(content), content[: digest.SLICE], content[-digest.SLICE :]))
-                )
-            mtime = content_mtime(raw)
+            placed[member.path] = Stated(digest.sha256(content), len(content))
+            mtime = relocated_mtime(content)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(os.path.join(self._root, member.path), flags, 0o600)
         try:
@@ -248,7 +248,7 @@ def _state_of(path: str) -> tuple[Stated, int]:
             whole.update(data)
         head = os.pread(file.fileno(), digest.SLICE, 0)
         tail = os.pread(file.fileno(), digest.SLICE, max(0, size - digest.SLICE))
-    key = bytes.fromhex(digest.sha256(mtime_key(size, head, tail))) if size > digest.SLICE * 8 else whole.digest()
+    key = bytes.fromhex(digest.sha256(mtime_key(size, head, tail))) if size > SMALL_FILE else whole.digest()
     return Stated(whole.hexdigest(), size), content_mtime(key)
 
 

@@ -176,3 +176,10 @@ functions -q deactivate; and echo "left deactivate"
     done = subprocess.run(["fish", "--no-config", "-c", 'source "$argv[1]/bin/activate.fish"; echo $CONDA_PREFIX', str(raw)],
                           capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})  # fmt: skip
     assert done.stdout.strip() == str(raw) and f"{raw}/bin/conda-unpack" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_deactivate_of_another_tool_comes_back(env: str, shell: str) -> None:
+    require(shell)
+    done = run(shell, 'deactivate() { echo theirs; }; . "$1/bin/activate"; deactivate; deactivate', env)
+    assert (done.stdout.strip(), done.stderr) == ("theirs", "")

@@ -123,7 +123,7 @@ def test_row_8a_a_prefix_that_means_many_things(tmp_path: Path, monkeypatch: pyt
     install([app_package()], prefix)
     write(prefix, "note.txt", f"see {prefix}/share\n")
     write(prefix, "bin/own", f"#!{prefix}/bin/python\nx = '{prefix}'\n", 0o755)
-    monkeypatch.setattr(relocation, "_is_unique", lambda path: False)
+    monkeypatch.setattr(relocation, "is_unique", lambda path: False)
     result = examined(prefix)
     assert not result.files["note.txt"].form.edits  # rows 6 and 8 wait for --prefix-is-unique
     assert archive_form(prefix, result, "bin/own").endswith(f"\nx = '{prefix}'\n".encode())  # row 12 applies

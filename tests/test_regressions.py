@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -368,3 +370,137 @@ def test_a_tar_header_of_negative_size_ends(tmp_path: Path) -> None:
 
 def test_our_placeholder_has_255_bytes() -> None:
     assert len(PLACEHOLDER) == 255 and PLACEHOLDER.startswith(b"/opt/fastpack/_placehold_")
+
+
+def test_an_env_line_says_nothing_of_usr(tmp_path: Path) -> None:
+    """`#!/usr/bin/env perl`, which rattler writes for long prefixes, "proved" that /usr was the source prefix."""
+    prefix = str(tmp_path / "a b")
+    script = b"#!" + P + b"/bin/perl\nprint 1;\n"
+    package = MadePackage("x", files={"bin/tool": MadeFile(script, 0o755, file_mode="text")})
+    install([package], prefix)
+    data = b"#!/usr/bin/env perl\nprint 1;\n"
+    Path(prefix, "bin/tool").write_bytes(data)
+    record = Path(prefix, "conda-meta/x-1.0-0.json")
+    table = json.loads(record.read_text())
+    table["paths_data"]["paths"][0]["sha256_in_prefix"] = hashlib.sha256(data).hexdigest()
+    record.write_text(json.dumps(table))
+    os.symlink("/usr/lib/os-release", os.path.join(prefix, "ext"))
+    write(prefix, "bin/un", "#!/usr/bin/perl\n", 0o755)
+    env = Environment.from_prefix(prefix)
+    assert source_prefixes(env) == [prefix]
+    assert examine(env, threads=1).files["bin/tool"].verdict is Verdict.PROVEN
+    report = fastpack.pack(prefix=prefix, output=str(tmp_path / "a.tar.zst"))
+    assert [w.path for w in report.warnings if w.code == "external-link"] == ["ext"]
+
+
+def test_a_file_that_names_no_prefix_proves_none(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "env")
+    plain = MadeFile(b"see /usr/lib and /opt/tools/bin\n", file_mode="text")
+    install([MadePackage("x", files={"share/x": plain, "bin/y": MadeFile(b"#!/opt/tools/bin/bash\n", 0o755)})], prefix)
+    assert source_prefixes(Environment.from_prefix(prefix)) == [prefix]
+
+
+def test_an_image_roots_prefix_is_not_kept_as_a_source(tmp_path: Path) -> None:
+    """state.json of an environment once placed for /usr made every mention of /usr a mention of the environment."""
+    prefix, root = str(tmp_path / "env"), str(tmp_path / "root")
+    install([app_package()], prefix)
+    os.symlink("/usr/share/zoneinfo", os.path.join(prefix, "zi"))
+    out = packed(prefix, tmp_path / "a.tar.zst")
+    fastpack.unpack(out, root, dest_prefix="/usr/local")
+    fastpack.relocate(root)
+    assert source_prefixes(Environment.from_prefix(root)) == [root]
+    for call in (
+        lambda: fastpack.unpack(out, str(tmp_path / "n"), dest_prefix="/"),
+        lambda: fastpack.relocate(root, dest_prefix="/"),
+    ):
+        with pytest.raises(errors.UsageError):
+            call()
+
+
+def test_a_copy_of_an_environment_is_not_debris(made: str, tmp_path: Path) -> None:
+    out, target = packed(made, tmp_path / "a.tar.zst"), str(tmp_path / "n")
+    fastpack.unpack(out, target)
+    for name in ("n.partial-backup", "n.partial-0123abcd"):
+        shutil.copytree(target, tmp_path / name, symlinks=True)
+        write(str(tmp_path / name), "mydata", "precious")
+    fastpack.unpack(out, target, force=True)
+    for name in ("n.partial-backup", "n.partial-0123abcd"):
+        assert (tmp_path / name / "mydata").read_text() == "precious"
+
+
+def test_a_record_survives_that_one_of_its_files_was_edited(tmp_path: Path) -> None:
+    """The edited file was recorded anew, so the record's own relocations no longer led back to its archive form."""
+    source, n1, n2 = str(tmp_path / "source"), str(tmp_path / "n1"), str(tmp_path / "n2 longer name")
+    install([app_package(style="rattler")], source)
+    fastpack.unpack(packed(source, tmp_path / "a.tar.zst"), n1)
+    with open(f"{n1}/share/app/app.conf", "ab") as file:
+        file.write(b" # edited\n")
+    before = stated(n1)["share/app/app.conf"]
+    assert fastpack.relocate(n1).left == ()
+    place = n1
+    for following in (n2, n1, n2):
+        os.rename(place, following)
+        place = following
+        assert fastpack.relocate(place).left == ()
+        says, truth = stated(place), real(place)
+        assert says.pop("share/app/app.conf") == before, "what the package installed, which is no longer there"
+        truth.pop("share/app/app.conf")
+        assert says == truth
+        assert place.encode() in Path(place, "share/app/app.conf").read_bytes()
+
+
+def test_a_reinstalled_distribution_keeps_a_true_record(tmp_path: Path) -> None:
+    """Its scripts were the same as before, so only RECORD was new, and had no relocations."""
+
+    def line(prefix: str, path: str) -> str:
+        data = Path(prefix, SITE, path).read_bytes()
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        return f"{path},sha256={digest},{len(data)}\n"
+
+    def check(prefix: str, version: str) -> None:
+        text = Path(prefix, SITE, f"toy-{version}.dist-info/RECORD").read_text()
+        for path in ("../../../bin/toy", f"toy-{version}.dist-info/direct_url.json"):
+            assert line(prefix, path) in text, path
+
+    def give(prefix: str, version: str) -> None:
+        folder = f"{SITE}/toy-{version}.dist-info"
+        write(prefix, "bin/toy", f"#!{prefix}/bin/python\n", 0o755)
+        write(prefix, f"{folder}/direct_url.json", '{"url": "file:///home/me/toy.whl", "archive_info": {}}')
+        paths = ("../../../bin/toy", f"toy-{version}.dist-info/direct_url.json")
+        write(prefix, f"{folder}/RECORD", "".join(line(prefix, path) for path in paths))
+
+    source, n1, n2 = (str(tmp_path / name) for name in ("source", "n1", "n2"))
+    install([app_package(), python_stub()], source)
+    give(source, "1")
+    fastpack.unpack(packed(source, tmp_path / "a.tar.zst"), n1)
+    check(n1, "1")
+    shutil.rmtree(f"{n1}/{SITE}/toy-1.dist-info")
+    give(n1, "2")
+    for place, following in ((n1, n2), (n2, n1)):
+        fastpack.relocate(place)
+        check(place, "2")
+        os.rename(place, following)
+        assert fastpack.relocate(following).left == ()
+        check(following, "2")
+
+
+def test_missing_files_can_be_excluded(made: str, tmp_path: Path) -> None:
+    os.unlink(os.path.join(made, "share/app/plain.txt"))
+    out = packed(made, tmp_path / "a.tar.zst", filters=[("exclude", "share/app/pl*")])
+    fastpack.unpack(out, str(tmp_path / "n"))
+    packed(str(tmp_path / "n"), tmp_path / "b.tar.zst")
+
+
+def test_a_failed_unpack_takes_its_parent_directories_along(made: str, tmp_path: Path) -> None:
+    out = packed(made, tmp_path / "a.tar.zst")
+    data = bytearray(Path(out).read_bytes())
+    data[300] ^= 4
+    Path(out).write_bytes(data)
+    with pytest.raises(errors.DamagedArchive) as caught:
+        fastpack.unpack(out, str(tmp_path / "some/where/n"))
+    assert caught.value.path and not (tmp_path / "some").exists()
+
+
+def test_errors_print_only_the_sides_they_have() -> None:
+    assert str(errors.UsageError("wrong", found=3)) == "wrong (found 3)"
+    assert str(errors.UsageError("wrong", expected=0, found=3)) == "wrong (expected 0, found 3)"

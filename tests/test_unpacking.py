@@ -526,7 +526,7 @@ def test_an_interrupted_unpack_cleans_up(archive: str, tmp_path: Path, number: i
 
 
 def test_another_unpack_to_the_same_place_is_not_disturbed(archive: str, tmp_path: Path) -> None:
-    partial = tmp_path / "target.partial-1234"
+    partial = tmp_path / "target.partial-12345678"
     write(str(partial), "bin/half", "")
     write(str(partial), ".fastpack/x", "")
     with _make_marker(str(partial), {"made": "whole"}):
@@ -535,9 +535,9 @@ def test_another_unpack_to_the_same_place_is_not_disturbed(archive: str, tmp_pat
     shutil.rmtree(tmp_path / "target")
     fastpack.unpack(archive, str(tmp_path / "target"))
     assert not partial.exists()
-    write(str(tmp_path / "user.partial-1"), "mine", "not ours")
+    write(str(tmp_path / "user.partial-1234abcd"), "mine", "not ours")
     fastpack.unpack(archive, str(tmp_path / "user"))
-    assert (tmp_path / "user.partial-1/mine").exists()
+    assert (tmp_path / "user.partial-1234abcd/mine").exists()
 
 
 def test_a_marker_that_was_not_made_here_allows_nobody_to_remove_anything(archive: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def _main(arguments: list[str]) -> int:
         _say("unknown option %s; see --help" % unknown[0], False)
         return 2
     quiet = "--quiet" in options or "-q" in options
-    started = now()
+    started = time.monotonic()
     try:
         with open(os.path.join(prefix, RELOCATIONS), "rb") as file:
             files = read_relocations(file.read())
@@ -70,7 +70,7 @@ def _main(arguments: list[str]) -> int:
         return 0
     _say(
         "%d files relocated, %d right already, %d left, %.1f s"
-        % (len(result.written), len(result.unchanged), len(result.left), now() - started),
+        % (len(result.written), len(result.unchanged), len(result.left), time.monotonic() - started),
         quiet,
     )
     return 0
