@@ -10,7 +10,10 @@ import io
 import json
 import lzma
 import os
+import stat
 import tarfile
+import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -141,6 +144,8 @@ def extract_stream(
     raw = _Head(descriptor)
     if not raw.head:
         raise DamagedArchive("the archive is empty", path=archive)
+    if raw.head.startswith(b"PK\x03\x04"):
+        return _extract_zip(descriptor, archive, where, progress)
     codec = by_magic(raw.head)
     source: BinaryIO
     if codec is not None:
@@ -308,6 +313,42 @@ def _extract(
         raise DamagedArchive("the archive has no members", path=archive)
     if writer.ours:
         _check_against_manifest(writer, archive)
+    return writer.result
+
+
+def _extract_zip(descriptor: int, archive: str, where: Destination, progress: Progress) -> Streamed:
+    """conda-pack's zip files: never ours. Links are kept for the end, as everywhere."""
+    if archive == "-":
+        raise DamagedArchive("a zip file cannot be read from a pipe", path=archive, hint="give it as a file")
+    writer = _Writer(where.root, False)
+    done = 0
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive_file:
+            for member in archive_file.infolist():
+                info = tarfile.TarInfo(member.filename)
+                mode = member.external_attr >> 16
+                info.size, info.mode = member.file_size, mode & 0o777 or (0o755 if member.is_dir() else 0o644)
+                info.mtime = int(time.mktime((*member.date_time, 0, 0, -1)))  # zip keeps local time
+                path = writer.name(info)
+                if path is None:
+                    continue
+                if member.is_dir():
+                    writer.prepare(path, Kind.DIRECTORY)
+                    writer.make_directory(path, info.mode)
+                elif stat.S_ISLNK(mode):
+                    writer.prepare(path, Kind.LINK)
+                    writer.kinds[path] = Kind.LINK
+                    writer.result.links[path] = os.fsdecode(archive_file.read(member)[:4096])
+                elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
+                    writer.prepare(path, Kind.FILE)
+                    with archive_file.open(member) as source:
+                        writer.write_file(path, info, source)
+                else:
+                    raise HostileArchive("a member is neither file, directory nor link", path=path)
+                done += member.compress_size
+                progress("unpack", done, 0, path.split("/", 1)[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, *BROKEN) as error:
+        raise DamagedArchive(f"the zip file cannot be read to its end ({error})", path=archive) from None
     return writer.result
 
 

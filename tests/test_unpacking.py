@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -465,15 +466,35 @@ def test_foreign_archives_unpack_as_they_are(tmp_path: Path) -> None:
         fastpack.unpack(cut, str(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("suffix", ["tar.gz", "tar.zst", "tar.bz2", "tar.xz", "tar"])
+@pytest.mark.parametrize("suffix", ["tar.gz", "tar.zst", "tar.bz2", "tar.xz", "tar", "zip"])
 def test_what_conda_pack_makes_unpacks(made: str, tmp_path: Path, suffix: str) -> None:
     conda_pack = pytest.importorskip("conda_pack")
     out = str(tmp_path / f"c.{suffix}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it misses the package cache
-        conda_pack.pack(prefix=made, output=out)
+        conda_pack.pack(prefix=made, output=out, zip_symlinks=True)
     report = fastpack.unpack(out, str(tmp_path / "target"))
     assert report.foreign and os.path.exists(tmp_path / "target/bin/conda-unpack")
+    assert os.access(tmp_path / "target/bin/conda-unpack", os.X_OK)
+    assert (tmp_path / "target/share/app/plain.txt").read_bytes() == Path(made, "share/app/plain.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [([("../x", 0o100644, "x")], 32), ([("/abs", 0o100644, "x")], 32), ([("a", 0o120777, "/etc"), ("a/x", 0o100644, "x")], 32),
+     ([("fifo", 0o010644, "")], 32), ([("cut", 0o100644, "x" * 5000)], 30)],
+)  # fmt: skip
+def test_hostile_zip_files(tmp_path: Path, rows: list[tuple[str, int, str]], code: int) -> None:
+    with zipfile.ZipFile(tmp_path / "h.zip", "w") as file:
+        for name, mode, content in [("ok", 0o100644, "fine"), *rows]:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            file.writestr(info, content)
+    if code == 30:
+        data = (tmp_path / "h.zip").read_bytes()
+        (tmp_path / "h.zip").write_bytes(data.replace(b"x" * 100, b"y" * 100, 1))
+    assert refused(str(tmp_path / "h.zip"), str(tmp_path / "target"), piped=False).code == code
+    assert refused(str(tmp_path / "h.zip"), str(tmp_path / "target"), piped=True).code == 30
 
 
 # --- kills
