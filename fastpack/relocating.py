@@ -94,6 +94,9 @@ def relocate(
     check_prefix(target, longest_prefix(files))
     previous = None if state is None else state["prefix"]
     n_added = 0
+    obstacle = unwritable(root, files)
+    if obstacle is not None:
+        raise Unreadable("not readable or not writable, so nothing was changed", path=obstacle)
     try:
         if state is not None and state["complete"]:
             known = {member.path: (member.n_bytes, member.mtime) for member in manifest.members}
@@ -119,9 +122,6 @@ def relocate(
             done += file.n_bytes
             progress("relocate", done, total, file.path.split("/", 1)[0])
 
-        obstacle = unwritable(root, files)
-        if obstacle is not None:
-            raise Unreadable("not readable or not writable, so nothing was changed", path=obstacle)
         begun = begin_state(root, state, target)
         archive_id = digest.blake(manifest_bytes).hex()
         result = relocate_tree(root, target, files, begun, KERNELS, one)

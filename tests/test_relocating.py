@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 import fastpack
 from fastpack import errors
 from fastpack.made_prefix import install
-from tests.conftest import app_package
+from tests.conftest import app_package, ordinary_user
 from tests.oracles.trees import snapshot
 from tests.test_environment import SITE, dist, python_stub, write
 
@@ -145,3 +148,23 @@ def test_read_only_files_and_shared_inodes(unpacked: str, tmp_path: Path) -> Non
     assert (tmp_path / "shared").read_text() == f"at {unpacked}\n"
     assert Path(moved, "share/app/read-only.txt").read_text() == f"at {moved}\n"
     assert os.stat(os.path.join(moved, "share/app/read-only.txt")).st_mode & 0o777 == 0o444
+
+
+def test_what_cannot_be_written_is_found_before_new_files_are_touched(unpacked: str) -> None:
+    """The check came after pip's scripts had been rewritten and recorded, and said that nothing was changed."""
+    command = ordinary_user()
+    write(unpacked, "bin/late", f"#!/bin/sh\n'''exec' \"{unpacked}/bin/python\" \"$0\" \"$@\"\n' '''\n", 0o755)
+    for folder, _, names in os.walk(unpacked):
+        for name in names:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                os.chmod(path, os.stat(path).st_mode | 0o444)
+    before = snapshot(unpacked)
+    code = f"import sys; sys.path[:0] = {sys.path!r}; import fastpack; fastpack.relocate(sys.argv[1])"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        place = f"{folder}/env"
+        shutil.copytree(unpacked, place, symlinks=True)
+        done = subprocess.run([*command, code, place], capture_output=True, text=True, cwd="/")
+        assert "nothing was changed" in done.stderr, done.stderr
+        assert without_state(snapshot(place)) == without_state(before)
