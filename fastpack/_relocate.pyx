@@ -32,7 +32,7 @@ cdef struct Hits:
     size_t capacity
 
 cdef enum:
-    MAX_NEEDLES = 64
+    MAX_NEEDLES = 256  # some twenty prefixes in five spellings, and room
 
 
 cdef int hits_push(Hits *hits, int64_t offset, int64_t index) noexcept nogil:

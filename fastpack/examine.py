@@ -479,13 +479,13 @@ def _examine_unmanaged(
     if data is not None:
         if b"\0" in data:
             hits = None
-            named = bool(kernel.find(data, prefixes.unique))
+            named = bool(kernel.find(data, prefixes.in_binaries))
         else:
             hits = kernel.find_text(data, prefixes.spelled)
             named = False
     else:
         hits = scan_unmanaged_text(pread, file.n_bytes, prefixes)
-        named = hits is None and _names(pread, file.n_bytes, prefixes.unique)
+        named = hits is None and _names(pread, file.n_bytes, prefixes.in_binaries)
     if hits is None:
         why = "an unmanaged binary that names the prefix" if named else ""
         return Examined(verdict, not_relocated=why)

@@ -54,6 +54,7 @@ _MAX_AMBIGUOUS = 10
 #: Hits or strings of which each is tried as the one that is natural, where there are too many for all subsets.
 _MAX_LEFT_OUT = 100
 
+_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _SHEBANG = re.compile(rb"^#![ \t]*(?P<path>/[^\n\r]*?)(?P<options>[ \t][^\n\r]*)?(?P<end>\r?)$")
 _TWO_LINES_HEAD = rb"#!/bin/sh\n'''exec' (?P<quote>[\"']?)"
 _TWO_LINES_TAIL = (
@@ -103,6 +104,10 @@ class Prefixes:
         self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
         #: Those whose mention in any file means this environment.
         self.unique = tuple(path for path in self.plain if unique or is_unique(path))
+        #: What names the environment in a binary: plainly, or as wide characters (row 10).
+        self.in_binaries = self.unique + tuple(
+            path.decode("ascii").encode(codec) for path in self.unique if path.isascii() for codec in _WIDE
+        )
         spelled: dict[bytes, str] = dict.fromkeys(self.unique, "text")
         for path in self.unique:
             spelled.setdefault(urllib.parse.quote(path).encode(), "percent")

@@ -98,7 +98,13 @@ def test_a_modified_binary_that_cannot_be_undone_is_listed(made: str) -> None:
 def test_unmanaged_binaries_are_listed_and_left(made: str) -> None:
     write(made, "lib/own.so", b"\x7fELF\0" + os.fsencode(made) + b"/lib" + bytes(400))
     write(made, "lib/other.so", b"\x7fELF\0/elsewhere" + bytes(400))
+    wide = ("utf-16", "utf-16-be", "utf-32", "utf-32-be")
+    for codec in wide:
+        write(made, f"share/{codec}.txt", f"x = {made}/share\n".encode(codec))
     result = examined(made)
+    for codec in wide:
+        found = result.files[f"share/{codec}.txt"]
+        assert found.not_relocated and not found.form.edits, codec
     assert result.files["lib/own.so"].not_relocated and not result.files["lib/own.so"].form.edits
     assert not result.files["lib/other.so"].not_relocated
 

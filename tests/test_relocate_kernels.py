@@ -181,3 +181,9 @@ def test_prefixes_know_their_spellings() -> None:
     mixed = Prefixes([b"/usr/local", b"/env", b"/opt/env"])
     assert mixed.unique == mixed.spelled == (b"/opt/env",)
     assert set(Prefixes([b"/usr/local", b"/env"], unique=True).unique) == {b"/usr/local", b"/env"}
+
+
+@BOTH
+def test_as_many_needles_as_a_much_moved_environment_has(kernel: ModuleType) -> None:
+    needles = [b"/place/%03d" % k for k in range(200)]
+    assert kernel.find(b"".join(reversed(needles)), needles) == [(10 * k, 199 - k) for k in range(200)]
