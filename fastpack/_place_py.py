@@ -1,4 +1,4 @@
-"""Placing: from a file's archive form to its form at a prefix, and back (DESIGN section 5, rows 1, 7, 8, 12, 16).
+"""Placing: from a file's archive form to its form at a prefix, and back (docs/relocation.md).
 
 One policy for ``fastpack`` and for ``bin/conda-unpack``, whose text this file is part of: so only the standard library,
 and nothing newer than Python 3.8. Nothing is ever found by search: every place that changes was recorded when the
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fnmatch
 import hashlib
 import json
 import os
 import re
 import stat
+import subprocess
 import urllib.parse
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 from fastpack._relocate_py import place_strings, restore_strings
 
@@ -31,6 +33,11 @@ RELOCATIONS_FORMAT = 0
 
 #: The first line's longest length in bytes on Linux: what the kernel reads less the NUL (rattler's constant).
 SHEBANG_MAX = 127
+#: Wide characters (row 10), by Python's codec names.
+WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+#: The value of a relocation of which a prefix that does not fit its slot is no reason to refuse (row 6).
+OPTIONAL = "optional"
+_TEXTS = ("text", "percent", "json", "direct-url")
 _SHEBANG = re.compile(rb"^#![ ]*(/(?:\\ |[^ \n\r\t])*)(.*)$", re.DOTALL)
 _PYTHON_NAME = re.compile(rb"^python(?:\d+(?:\.\d+)?)?$")
 _FIELD = {
@@ -47,16 +54,26 @@ class Mismatch(ValueError):
 class Relocation(NamedTuple):
     """One place in a file's archive form that names the prefix.
 
-    `slot` is how many bytes of the archive form it replaces. `value` depends on the kind: for ``binary``, the length of
-    the C string that begins here, or None for a further hit in that string; for ``shebang`` the true header and the
-    header of the archive form; for ``record`` the field's name and the file whose hash or size is stated; for
-    ``pip-record`` that file.
+    `slot` is how many bytes of the archive form it replaces. `value` depends on the kind: for ``binary`` and ``slash``
+    the length of the C string that begins here, or None for a further hit in that string; for a ``slash`` or wide one
+    in an unmanaged binary, ``optional``; for ``shebang`` the true header and the header of the archive form; for
+    ``record`` the field's name and the file whose hash or size is stated; for ``pip-record`` that file.
     """
 
     offset: int
     kind: str
     slot: int
     value: Any = None
+
+    @property
+    def filled(self) -> bool:
+        """Whether the prefix is filled up to the slot with slashes (rows 5, 6 and 10)."""
+        return self.kind == "slash" or (self.kind in WIDE and self.value == OPTIONAL)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its file's length stays what it is."""
+        return self.kind == "binary" or self.filled
 
 
 class Stated(NamedTuple):
@@ -80,6 +97,40 @@ class RelocatedFile(NamedTuple):
     def second_phase(self) -> bool:
         """Whether it states hashes of other files, which must be placed before it."""
         return any(item.kind in ("record", "pip-record") for item in self.items)
+
+    @property
+    def room(self) -> Optional[int]:
+        """The longest prefix in bytes that fits every optional slot; None if there are none."""
+        slots = [item.slot // _width(item.kind) for item in self.items if item.value == OPTIONAL]
+        return min(slots) if slots else None
+
+    def fits(self, prefix: bytes) -> bool:
+        """Whether a prefix fits every optional slot: where it does not, the whole file stays in its archive form."""
+        if self.room is None:
+            return True
+        return len(prefix) <= self.room and (prefix.isascii() or not any(item.kind in WIDE for item in self.items))
+
+
+def with_pad(file: RelocatedFile, rules: Sequence[str]) -> RelocatedFile:
+    """A file with the padding that rules ask for: ``conda``, ``slash`` or ``GLOB=slash``, the last that matches counts.
+
+    Only managed binaries have a choice; where no rule matches, the padding is what was recorded when packing.
+    """
+    kind = None
+    for rule in rules:
+        pattern, _, name = rule.rpartition("=")
+        if not pattern or fnmatch.fnmatchcase(file.path, pattern):
+            kind = {"conda": "binary", "slash": "slash"}[name]
+    if kind is None or not file.items or file.items[0].kind not in ("binary", "slash") or file.items[0].kind == kind:
+        return file
+    if any(item.value == OPTIONAL for item in file.items):
+        return file
+    return file._replace(items=tuple(item._replace(kind=kind) for item in file.items))
+
+
+def check_pad(rules: Sequence[str]) -> Optional[str]:
+    """The first rule for `with_pad` that is none; None if all are."""
+    return next((rule for rule in rules if rule.rpartition("=")[2] not in ("conda", "slash")), None)
 
 
 def read_relocations(data: bytes) -> list[RelocatedFile]:
@@ -121,14 +172,17 @@ def read_relocations(data: bytes) -> list[RelocatedFile]:
 def _has_its_value(item: Relocation) -> bool:
     """Whether a relocation's value is what its kind needs."""
     value = item.value
-    if item.kind == "binary":
-        return value is None or (isinstance(value, int) and value >= 0)
+    if item.kind in ("binary", "slash"):
+        length = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        return length or (item.kind == "slash" and value == OPTIONAL)
+    if item.kind in WIDE:
+        return value in (None, OPTIONAL)
     if item.kind == "pip-record":
         return isinstance(value, str)
     if item.kind in ("shebang", "record"):
         texts = isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
         return texts and (item.kind == "shebang" or value[0] in ("sha256", "size"))
-    return value is None
+    return value is None and item.kind in _TEXTS
 
 
 def write_relocations(files: Iterable[RelocatedFile]) -> bytes:
@@ -158,9 +212,14 @@ def write_relocations(files: Iterable[RelocatedFile]) -> bytes:
 
 
 def longest_prefix(files: Iterable[RelocatedFile]) -> int | None:
-    """The longest prefix in bytes that fits every binary slot, or None if there is no limit."""
-    slots = [item.slot for file in files for item in file.items if item.kind == "binary"]
+    """The longest prefix in bytes that fits every slot that must be filled, or None if there is no limit."""
+    slots = [item.slot for file in files for item in file.items if item.fixed and item.value != OPTIONAL]
     return min(slots) if slots else None
+
+
+def ascii_only(files: Iterable[RelocatedFile]) -> Optional[str]:
+    """The first file that can only name a prefix of ASCII characters (row 10), or None."""
+    return next((f.path for f in files if any(i.kind in WIDE and i.value is None for i in f.items)), None)
 
 
 def content_mtime(digest: bytes) -> int:
@@ -211,15 +270,33 @@ def placed_header(header: bytes, placeholder: bytes, prefix: bytes) -> bytes:
     return line + newline + rest.replace(placeholder, prefix)
 
 
-def encoded_prefix(kind: str, prefix: bytes) -> bytes:
-    """How a relocation of this kind spells the prefix."""
-    if kind in ("percent", "direct-url"):
+def _width(kind: str) -> int:
+    """Bytes of a character in a relocation of this kind."""
+    return {"utf-16": 2, "utf-32": 4}.get(kind[:6], 1)
+
+
+def in_slot(item: Relocation, prefix: bytes) -> bytes:
+    """How a relocation spells a prefix, or the placeholder.
+
+    Raises
+    ------
+    Mismatch : it cannot: too long for its slot, or not ASCII.
+    """
+    if item.kind in ("percent", "direct-url"):
         return urllib.parse.quote(prefix).encode("ascii")
-    if kind == "json":
+    if item.kind == "json":
         return os.fsencode(json.dumps(os.fsdecode(prefix), ensure_ascii=False)[1:-1])
-    if kind == "text":
-        return prefix
-    raise Mismatch("a relocation of the unknown kind %r" % kind)
+    if item.filled:
+        if len(prefix) * _width(item.kind) > item.slot:
+            raise Mismatch("the prefix does not fit the slot at offset %d" % item.offset)
+        prefix = prefix.ljust(item.slot // _width(item.kind), b"/")
+    if item.kind in WIDE:
+        if not prefix.isascii():
+            raise Mismatch("a prefix beyond ASCII for wide characters at offset %d" % item.offset)
+        return prefix.decode("ascii").encode(item.kind)
+    if item.kind not in ("text", "slash"):
+        raise Mismatch("a relocation of the unknown kind %r" % item.kind)
+    return prefix
 
 
 def stated_field(kind: str, value: Any, stated: Stated) -> bytes:
@@ -258,7 +335,8 @@ def windows(items: Sequence[Relocation], n_bytes: int, step: int) -> Iterator[tu
         last = first
         while last < len(items) and items[last].offset < stop:
             item = items[last]
-            reach = item.value + 1 if item.kind == "binary" and item.value is not None else item.slot
+            string = item.kind in ("binary", "slash") and isinstance(item.value, int)
+            reach = item.value + 1 if string else item.slot
             while item.offset + reach > stop:
                 stop += step
             last += 1
@@ -313,9 +391,9 @@ def place(
             known = (stated or {}).get(_stated_path(item))
             new = old if known is None else stated_field(item.kind, item.value, known)
         else:
-            if old != placeholder:
+            if old != in_slot(item, placeholder):
                 raise Mismatch("no placeholder at offset %d" % item.offset)
-            new = encoded_prefix(item.kind, prefix)
+            new = in_slot(item, prefix)
         parts += [bytes(data[position:offset]), new]
         position = offset + item.slot
     parts.append(bytes(data[position:]))
@@ -360,7 +438,7 @@ def unplace(
             found = match.group()
             new = found if known is None else stated_field(item.kind, item.value, known)
         else:
-            found, new = encoded_prefix(item.kind, prefix), placeholder
+            found, new = in_slot(item, prefix), in_slot(item, placeholder)
         if data[offset : offset + len(found)] != found:
             raise Mismatch("no prefix at offset %d" % offset)
         parts += [bytes(data[position:offset]), new]
@@ -376,8 +454,8 @@ def placed_growth(items: Iterable[Relocation], placeholder: bytes, prefix: bytes
     for item in items:
         if item.kind == "shebang":
             growth += len(placed_header(os.fsencode(item.value[0]), placeholder, prefix)) - item.slot
-        elif item.kind not in ("binary", "record", "pip-record"):
-            growth += len(encoded_prefix(item.kind, prefix)) - item.slot
+        elif not item.fixed and item.kind not in ("record", "pip-record"):
+            growth += len(in_slot(item, prefix)) - item.slot
     return growth
 
 
@@ -405,11 +483,14 @@ class Kernels(NamedTuple):
 
 
 class TreeResult(NamedTuple):
-    """What `relocate_tree` did: files written, files that lay right already, files changed since and left alone."""
+    """What `relocate_tree` did: paths of files written, right already, changed since and so left alone, and more."""
 
     written: list[str]
     unchanged: list[str]
     left: list[str]
+    unfit: list[str]  # in archive form: their slots are too short for the prefix (row 6)
+    signed: dict[str, str]  # Mach-O files that were signed: their sha256
+    unsigned: list[str]  # those that could not be
 
 
 def read_state(root: str) -> dict[str, Any] | None:
@@ -432,13 +513,21 @@ def read_state(root: str) -> dict[str, Any] | None:
     for path in [state.get("prefix"), state.get("target"), *earlier]:
         if path is not None and b"\0" in os.fsencode(path):
             raise ValueError("a prefix with a NUL in it")
+    pad, signed = state.setdefault("pad", []), state.setdefault("signed", {})
+    if not isinstance(pad, list) or not all(isinstance(rule, str) for rule in pad) or check_pad(pad) is not None:
+        raise ValueError("its padding is none")
+    if not isinstance(signed, dict):
+        raise ValueError("its signed files are no table")
     return state
 
 
-def begin_state(root: str, state: Mapping[str, Any] | None, target: str) -> dict[str, Any]:
+def begin_state(
+    root: str, state: Mapping[str, Any] | None, target: str, pad: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Write ``.fastpack/state.json`` before the first change, and return it.
 
-    While it is not complete it names every prefix that a file may have: interrupted runs add up.
+    While it is not complete it names every prefix that a file may have: interrupted runs add up. `pad` are new rules
+    for `with_pad`; None keeps those that are there.
     """
     known = [] if state is None else [*state.get("earlier", []), state.get("prefix"), state.get("target")]
     begun = {
@@ -447,28 +536,36 @@ def begin_state(root: str, state: Mapping[str, Any] | None, target: str) -> dict
         "prefix": None if state is None else state.get("prefix"),
         "target": target,
         "earlier": [path for path in dict.fromkeys(known) if path is not None and path != target],
-        "pad": "conda",
+        "pad": list(pad) if pad is not None else [] if state is None else state.get("pad", []),
+        "signed": {} if state is None else state.get("signed", {}),
         "complete": False,
     }
     _replace_state(root, begun)
     return begun
 
 
-def write_state(root: str, archive_id: str, prefix: str, earlier: Sequence[str] = ()) -> None:
-    """Write ``.fastpack/state.json`` after the last change: everything names `prefix`.
+def write_state(root: str, archive_id: str, begun: Mapping[str, Any], signed: Mapping[str, str]) -> None:
+    """Write ``.fastpack/state.json`` after the last change: everything names the target of what `begin_state` wrote.
 
-    The latest few of the `earlier` prefixes are kept: what other tools wrote in between may still name them.
+    The latest few of the earlier prefixes are kept: what other tools wrote in between may still name them.
     """
-    state = {
+    _replace_state(root, complete_state(archive_id, begun["target"], begun["earlier"], begun["pad"], signed))
+
+
+def complete_state(
+    archive_id: str, prefix: str, earlier: Sequence[str] = (), pad: Sequence[str] = (), signed: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """The state of an environment whose files all name `prefix`."""
+    return {
         "format": 0,
         "archive_id": archive_id,
         "prefix": prefix,
         "target": prefix,
         "earlier": [path for path in earlier if path != prefix][-8:],
-        "pad": "conda",
+        "pad": list(pad),
+        "signed": dict(signed),
         "complete": True,
     }
-    _replace_state(root, state)
 
 
 def _replace_state(root: str, state: dict[str, Any]) -> None:
@@ -536,48 +633,60 @@ def _is_regular(path: str) -> bool:
         return False
 
 
-def relocate_file(
-    path: str,
-    file: RelocatedFile,
-    sources: Sequence[bytes | None],
-    target: bytes,
-    archive: Mapping[str, Stated],
-    placed: dict[str, Stated],
-    kernels: Kernels,
-    dry_run: bool = False,
-) -> str:
-    """Bring one file to `target`; 'written', 'unchanged', or 'left' when it is none of the forms we know.
+class Tree(NamedTuple):
+    """What is known of an environment while its files are brought to a prefix."""
+
+    sources: Sequence[bytes | None]  # prefixes that a file may have now; None: archive form
+    target: bytes
+    archive: Mapping[str, Stated]  # of the archive forms
+    placed: dict[str, Stated]  # of the files that lie right, filled on the way
+    signed: Mapping[str, str]  # sha256 of files that a signature changed
+    kernels: Kernels
+
+
+def relocate_file(path: str, file: RelocatedFile, tree: Tree, dry_run: bool = False) -> str:
+    """Bring one file to its prefix; 'written', 'unchanged', or 'left' when it is none of the forms we know.
 
     Read and written in windows, so memory does not grow with its size (records apart, which are small).
     """
-    binary = bool(file.items) and file.items[0].kind == "binary"
+    padded = bool(file.items) and file.items[0].fixed
+    target = tree.target if file.fits(tree.target) else None
     with open(path, "rb") as stream:
         info = os.fstat(stream.fileno())
         n_bytes = info.st_size
-        cuts = list(windows(file.items, file.n_bytes, SMALL_FILE))
+        # A signature changes bytes, and maybe the length, of a file that is else what we wrote.
+        signed = padded and tree.signed.get(file.path) is not None and _sha256(stream) == tree.signed[file.path]
+        cuts = list(windows(file.items, n_bytes if signed else file.n_bytes, SMALL_FILE))
         if file.second_phase:
             cuts = [(0, n_bytes, 0, len(file.items))]
-        elif binary and n_bytes != file.n_bytes:
+        elif padded and n_bytes != file.n_bytes and not signed:
             return "left"
-        for source in sources:
+        # As it is padded by the rules that are to be, or as it may have been padded before.
+        pads = [file] + [other for other in (with_pad(file, ["conda"]), with_pad(file, ["slash"])) if other is not file]
+        known = dict.fromkeys(name if name is not None and file.fits(name) else None for name in tree.sources)
+        for source, pad in [(name, pad) for name in known for pad in (pads if name is not None else pads[:1])]:
             disk, check, result = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
             head = tail = b""
 
             def forms(
-                source: bytes | None = source, disk: Any = disk, check: Any = check, result: Any = result
-            ) -> Iterator[bytearray]:
+                source: bytes | None = source, pad: RelocatedFile = pad,
+                disk: Any = disk, check: Any = check, result: Any = result,
+            ) -> Iterator[bytearray]:  # fmt: skip
                 stream.seek(0)
                 for start, stop, first, last in cuts:
-                    items = file.items[first:last]
+                    items = pad.items[first:last]
                     growth = 0 if source is None else placed_growth(items, file.placeholder, source)
                     data = bytearray(stream.read(stop - start + growth))
                     disk.update(data)
+                    kernels = tree.kernels
                     if source is not None:
-                        data = unplace(data, items, file.placeholder, source, start, archive, kernels.restore)
+                        data = unplace(data, items, file.placeholder, source, start, tree.archive, kernels.restore)
                     check.update(data)
-                    done = place(data, items, file.placeholder, target, start, placed, kernels.place)
-                    result.update(done)
-                    yield done
+                    if target is not None:
+                        items = file.items[first:last]
+                        data = place(data, items, file.placeholder, target, start, tree.placed, kernels.place)
+                    result.update(data)
+                    yield data
                 if stream.read(1):
                     raise Mismatch("more bytes than the archive form has")
 
@@ -590,9 +699,9 @@ def relocate_file(
                     tail = (tail + bytes(done[-MIB:]))[-MIB:]
             except Mismatch:
                 continue
-            if check.hexdigest() != file.sha256:
+            if check.hexdigest() != file.sha256 and not signed:
                 continue
-            placed[file.path] = Stated(result.hexdigest(), size)
+            tree.placed[file.path] = Stated(result.hexdigest(), size)
             if result.digest() == disk.digest():
                 return "unchanged"
             if dry_run:
@@ -603,6 +712,59 @@ def relocate_file(
             replace_file(path, forms(), stat.S_IMODE(info.st_mode) & 0o777, content_mtime(digest))
             return "written"
     return "left"
+
+
+def _sha256(stream: Any) -> str:
+    stream.seek(0)
+    digest = hashlib.sha256()
+    while True:
+        data = stream.read(MIB)
+        if not data:
+            return digest.hexdigest()
+        digest.update(data)
+
+
+#: The first bytes of Mach-O files: 64 and 32 bits, either byte order, and those for several architectures.
+_MACH_O = tuple(map(bytes.fromhex, ("cffaedfe", "feedfacf", "cefaedfe", "feedface", "cafebabe")))
+_CODESIGN = ["codesign", "--sign", "-", "--force", "--preserve-metadata=entitlements"]
+
+
+def _is_mach_o(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(8)
+    # A Java class begins as a Mach-O for several architectures does; its version stands where their number would.
+    return head[:4] in _MACH_O and (head[:4] != _MACH_O[4] or int.from_bytes(head[4:], "big") < 20)
+
+
+def sign(root: str, paths: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Row 17: sign the Mach-O files among changed ones ad hoc, all at once: (sha256 of each that was, those not).
+
+    A changed Mach-O file whose signature does not match is killed by macOS when it starts. The command is the one of
+    rattler (crates/rattler/src/install/link.rs).
+    """
+    found = [path for path in paths if _is_regular(os.path.join(root, path)) and _is_mach_o(os.path.join(root, path))]
+    failed: list[str] = []
+    for start in range(0, len(found), 256):
+        batch = found[start : start + 256]
+        if not _codesign(root, batch):
+            # The one command does not say which.
+            failed += [path for path in batch if not _codesign(root, [path])]
+    signed = {}
+    for path in found:
+        if path not in failed:
+            with open(os.path.join(root, path), "rb") as file:
+                signed[path] = _sha256(file)
+    return signed, failed
+
+
+def _codesign(root: str, paths: Sequence[str]) -> bool:
+    command = _CODESIGN + [os.path.join(root, path) for path in paths]
+    try:
+        return (
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+        )
+    except OSError:
+        return False
 
 
 def relocate_tree(
@@ -629,6 +791,7 @@ def relocate_tree(
     TreeResult. A file that is in none of the known forms was changed since, and is left as it is.
     """
     found = state or {}
+    files = [with_pad(file, found.get("pad", [])) for file in files]
     names = [target, found.get("prefix"), found.get("target"), *found.get("earlier", [])]
     sources: list[bytes | None] = [os.fsencode(name) for name in dict.fromkeys(names) if name is not None]
     sources.append(None)
@@ -636,8 +799,8 @@ def relocate_tree(
         if not dry_run:
             _remove_debris(os.path.join(root, folder))
     archive = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
-    placed: dict[str, Stated] = {}
-    result = TreeResult([], [], [])
+    tree = Tree(sources, os.fsencode(target), archive, {}, found.get("signed", {}), kernels)
+    result = TreeResult([], [], [], [], {}, [])
     for second_phase in (False, True):
         for file in files:
             if file.second_phase != second_phase:
@@ -645,9 +808,19 @@ def relocate_tree(
             path = os.path.join(root, file.path)
             outcome = "left"
             if _is_regular(path):
-                outcome = relocate_file(path, file, sources, os.fsencode(target), archive, placed, kernels, dry_run)
+                outcome = relocate_file(path, file, tree, dry_run)
             {"written": result.written, "unchanged": result.unchanged, "left": result.left}[outcome].append(file.path)
+            if outcome != "left" and not file.fits(tree.target):
+                result.unfit.append(file.path)
             progress(file)
+        if not second_phase and not dry_run:
+            # Records state what is on disk, signatures included.
+            result.signed.update({path: known for path, known in tree.signed.items() if path in result.unchanged})
+            anew, unsigned = sign(root, result.written)
+            result.signed.update(anew)
+            result.unsigned.extend(unsigned)
+            for path, known in result.signed.items():
+                tree.placed[path] = Stated(known, os.stat(os.path.join(root, path)).st_size)
     return result
 
 

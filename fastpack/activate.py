@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 
 from fastpack._version import VERSION
 
@@ -31,12 +32,12 @@ def activation_scripts() -> dict[str, bytes]:
     return {member: _read(os.path.join(_FOLDER, name)).encode() for member, name in ACTIVATION.items()}
 
 
-def conda_unpack(system: str, machine: str) -> bytes:
+def conda_unpack(requires: Mapping[str, str]) -> bytes:
     """The text of ``bin/conda-unpack``: a POSIX-sh head over the kernels, the placing rules and a driver.
 
     Parameters
     ----------
-    system, machine : what ``uname -s`` and ``uname -m`` print where the environment can run.
+    requires : see requirements.py.
     """
     head = _read(os.path.join(_FOLDER, "conda_unpack_head.sh"))
     parts = [
@@ -45,6 +46,10 @@ def conda_unpack(system: str, machine: str) -> bytes:
         _read(os.path.join(_FOLDER, "conda_unpack_driver.py")),
     ]
     text = head + "from __future__ import annotations\n\nimport errno\nimport sys\nimport time\n\n" + "\n\n".join(parts)
-    for name, value in (("VERSION", VERSION), ("SYSTEM", system), ("MACHINE", machine)):
+    values = {
+        "VERSION": VERSION, "SYSTEM": requires["platform"], "MACHINE": requires["arch"],
+        "GLIBC": requires.get("glibc", ""),
+    }  # fmt: skip
+    for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     return text.encode()

@@ -42,6 +42,8 @@ def _options(
     verify_source: bool = False,
     prefix_is_unique: bool = False,
     strict: bool = False,
+    pad: Sequence[str] = (),
+    external_links: str = "warn",
 ) -> _packing.Options:
     return _packing.Options(
         output=None if output is None else os.fspath(output),
@@ -56,6 +58,8 @@ def _options(
         verify_source=verify_source,
         prefix_is_unique=prefix_is_unique,
         strict=strict,
+        pad=tuple(pad),
+        external_links=external_links,
     )
 
 
@@ -83,6 +87,8 @@ def pack(
     verify_source: bool = False,
     prefix_is_unique: bool = False,
     strict: bool = False,
+    pad: Sequence[str] = (),
+    external_links: str = "warn",
 ) -> PackReport:
     """Pack a conda environment into one archive. The keywords are those of ``conda_pack.pack``, and ours.
 
@@ -101,7 +107,10 @@ def pack(
     ignore_editable_packages, ignore_missing_files : go on where that would be an error.
     verify_source : hold every managed file against its sha256, however large.
     prefix_is_unique : replace mentions of a prefix such as ``/usr/local`` in unmanaged files too.
-    strict : refuse if a file or link depends on the source prefix and cannot be relocated.
+    strict : refuse if a file or link depends on the source prefix and cannot be relocated; unmanaged binaries then
+        also limit the prefixes that the archive can be unpacked at.
+    pad : how managed binaries are padded at a prefix: ``conda``, ``slash`` or ``GLOB=slash``; the last that matches.
+    external_links : ``warn``, ``keep`` or ``error``: links that lead out of the environment.
     parcel_root, parcel_name, parcel_version, parcel_distro, zip_symlinks, zip_64 : of formats not made yet.
 
     Raises
@@ -126,18 +135,28 @@ def pack(
         env,
         _options(
             output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
-            ignore_editable_packages, verify_source, prefix_is_unique, strict,
+            ignore_editable_packages, verify_source, prefix_is_unique, strict, pad, external_links,
         ),
     )  # fmt: skip
 
 
 def unpack(
-    archive: str, prefix: str, *, dest_prefix: str | None = None, force: bool = False, n_threads: int = 0
+    archive: str,
+    prefix: str,
+    *,
+    dest_prefix: str | None = None,
+    force: bool = False,
+    n_threads: int = 0,
+    pad: Sequence[str] = (),
+    strict: bool = False,
+    external_links: str | None = None,
+    ignore_requirements: bool = False,
 ) -> UnpackReport:
-    """Unpack an archive into a directory, relocated to it: see `fastpack.unpacking.unpack`."""
-    return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), _unpacking.Options(dest_prefix, force, n_threads))
+    """Unpack an archive into a directory, relocated to it: see `fastpack.unpacking` for the options."""
+    options = _unpacking.Options(dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements)
+    return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 
 
-def relocate(prefix: str, *, dest_prefix: str | None = None, n_threads: int = 0) -> RelocateReport:
+def relocate(prefix: str, **options: Any) -> RelocateReport:
     """Put an environment's own prefix into its files, wherever it lies now: see `fastpack.relocating.relocate`."""
-    return _relocating.relocate(os.fspath(prefix), dest_prefix=dest_prefix, n_threads=n_threads)
+    return _relocating.relocate(os.fspath(prefix), **options)

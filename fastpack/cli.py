@@ -191,6 +191,22 @@ _quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but err
 _threads = click.option("--n-threads", "-j", type=int, default=0, metavar="N", help="Threads (default: all cores).")
 
 
+_pad = click.option(
+    "--pad", multiple=True, metavar="RULE",
+    help="How managed binaries are padded: conda, slash, or GLOB=slash; the last that matches counts.",
+)  # fmt: skip
+_strict = click.option(
+    "--strict", is_flag=True, help="Refuse if a file depends on the source prefix and cannot be relocated."
+)
+_links = click.option(
+    "--external-links", type=click.Choice(["warn", "keep", "error"]),
+    help="Links that lead out of the environment: said, kept in silence, or refused.",
+)  # fmt: skip
+_ignore_requirements = click.option(
+    "--ignore-requirements", is_flag=True, help="Only warn if platform, architecture or glibc do not agree."
+)
+
+
 @cli.command(cls=_Filters)
 @click.option("--prefix", "-p", metavar="DIR", help="The environment's directory.")
 @click.option("--name", "-n", metavar="NAME", help="The environment's name.")
@@ -209,7 +225,9 @@ _threads = click.option("--n-threads", "-j", type=int, default=0, metavar="N", h
 @click.option("--ignore-editable-packages", is_flag=True, help="Go on when packages are installed in place.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
 @click.option("--prefix-is-unique", is_flag=True, help="Replace mentions of a prefix like /usr/local in any file.")
-@click.option("--strict", is_flag=True, help="Refuse if a file depends on the source prefix and cannot be relocated.")
+@_pad
+@_links
+@_strict
 @_quiet
 @_json
 @click.pass_context
@@ -217,7 +235,8 @@ def pack(
     context: click.Context, prefix: str | None, name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
     include: tuple[str, ...], force: bool, ignore_missing_files: bool, ignore_editable_packages: bool,
-    verify_source: bool, prefix_is_unique: bool, strict: bool, quiet: bool, as_json: bool,
+    verify_source: bool, prefix_is_unique: bool, pad: tuple[str, ...], external_links: str | None, strict: bool,
+    quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pack an environment into one archive."""
     console = Console("pack", quiet, as_json, json_to_stderr=output == "-")
@@ -239,7 +258,7 @@ def pack(
             output=output, format=format_, compress_level=compress_level, n_threads=n_threads, arcroot=arcroot,
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
             ignore_editable_packages=ignore_editable_packages, verify_source=verify_source,
-            prefix_is_unique=prefix_is_unique, strict=strict,
+            prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
         )  # fmt: skip
         return packing.pack(env, options, console.progress)
 
@@ -265,19 +284,25 @@ def pack(
 @click.option("--prefix", "-p", required=True, metavar="DIR", help="The directory to unpack to; also the new prefix.")
 @click.option("--dest-prefix", metavar="DIR", help="Place files for this prefix instead (an image's root).")
 @click.option("--force", "-f", is_flag=True, help="Replace an environment of fastpack's, or add to another directory.")
+@_pad
+@_links
+@_strict
+@_ignore_requirements
 @_threads
 @_quiet
 @_json
 def unpack(
-    archive: str, prefix: str, dest_prefix: str | None, force: bool, n_threads: int, quiet: bool, as_json: bool
-) -> None:
+    archive: str, prefix: str, dest_prefix: str | None, force: bool, pad: tuple[str, ...], external_links: str | None,
+    strict: bool, ignore_requirements: bool, n_threads: int, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Unpack ARCHIVE (- for standard input) into a directory, relocated to it."""
     console = Console("unpack", quiet, as_json)
 
     def work() -> UnpackReport:
         from fastpack import unpacking  # noqa: PLC0415
 
-        return unpacking.unpack(archive, prefix, unpacking.Options(dest_prefix, force, n_threads), console.progress)
+        options = unpacking.Options(dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements)
+        return unpacking.unpack(archive, prefix, options, console.progress)
 
     def describe(report: UnpackReport) -> None:
         console.say(
@@ -291,17 +316,26 @@ def unpack(
 @cli.command()
 @click.argument("prefix")
 @click.option("--dest-prefix", metavar="DIR", help="The prefix to put into the files, if not PREFIX itself.")
+@_pad
+@_strict
+@_ignore_requirements
 @_threads
 @_quiet
 @_json
-def relocate(prefix: str, dest_prefix: str | None, n_threads: int, quiet: bool, as_json: bool) -> None:
+def relocate(
+    prefix: str, dest_prefix: str | None, pad: tuple[str, ...], strict: bool, ignore_requirements: bool,
+    n_threads: int, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Put an environment's own PREFIX into its files, after it was moved or unpacked by tar; any number of times."""
     console = Console("relocate", quiet, as_json)
 
     def work() -> RelocateReport:
         from fastpack import relocating  # noqa: PLC0415
 
-        return relocating.relocate(prefix, dest_prefix=dest_prefix, n_threads=n_threads, progress=console.progress)
+        return relocating.relocate(
+            prefix, dest_prefix=dest_prefix, n_threads=n_threads, pad=pad or None, strict=strict,
+            ignore_requirements=ignore_requirements, progress=console.progress,
+        )  # fmt: skip
 
     def describe(report: RelocateReport) -> None:
         console.say(

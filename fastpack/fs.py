@@ -9,11 +9,11 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from fastpack.errors import AlreadyExists, ChangedWhileRead, FastpackError, NoSpace, Unreadable
+from fastpack.errors import AlreadyExists, ChangedWhileRead, FastpackError, NoSpace, PrefixTooLong, Unreadable
 from fastpack.model import DiskFile, Kind
 
 _PARTIAL = ".fastpack-partial-"
@@ -121,7 +121,50 @@ def explain_os_error(error: OSError, path: str) -> FastpackError:
         return NoSpace(f"no space left ({error.strerror})", path=path, hint="free some and run it again")
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
         return AlreadyExists(f"something is in the way ({error.strerror})", path=path, hint="choose another place")
+    if error.errno == errno.ENAMETOOLONG:
+        return PrefixTooLong("a path is longer than the system allows", path=path, hint="choose a shorter place")
     return Unreadable(f"the system says: {error.strerror}", path=path)
+
+
+#: Links that the kernel follows in one path (MAXSYMLINKS).
+_MAX_LINKS = 40
+
+
+def leads_out(path: str, target: str, links: Mapping[str, str]) -> bool:
+    """Whether a symbolic link leads out of the tree it lies in.
+
+    Parameters
+    ----------
+    path, target : the link, below the root.
+    links : all symbolic links of the tree: a way through another one goes where that one leads.
+
+    A link into a loop leads nowhere, so not out.
+    """
+    place = path.split("/")[:-1]
+    todo = target.split("/")[::-1]
+    followed = 0
+    if target.startswith("/"):
+        return True
+    while todo:
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not place:
+                return True
+            place.pop()
+            continue
+        place.append(part)
+        inner = links.get("/".join(place))
+        if inner is not None:
+            followed += 1
+            if followed > _MAX_LINKS:
+                return False
+            if inner.startswith("/"):
+                return True
+            place.pop()
+            todo += inner.split("/")[::-1]
+    return False
 
 
 def _remove_debris(path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,11 @@ class Manifest:
         value = self.header["dest_prefix"]
         return None if value is None else str(value)
 
+    def links(self) -> tuple[dict[str, str], frozenset[str]]:
+        """The symbolic links' targets, and which of them the packer says lead out of the environment."""
+        links = [member for member in self.members if member.kind is Kind.LINK]
+        return {m.path: m.target for m in links}, frozenset(m.path for m in links if m.not_relocated)
+
     def to_bytes(self) -> bytes:
         """The manifest's member."""
         return b"".join(json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n" for row in self._rows())
@@ -128,10 +134,13 @@ def check_head(head: Any) -> None:
     limit = head.get("longest_prefix")
     if limit is not None and not (isinstance(limit, int) and limit >= 0):
         raise ValueError("longest_prefix is no length")
-    for name in ("arcroot", "dest_prefix"):
+    for name in ("arcroot", "dest_prefix", "ascii_only", "limited_by"):
         value = head.get(name)
         if value is not None:
             os.fsencode(value)
+    glibc = requires.get("glibc")
+    if glibc is not None and not (glibc.isascii() and re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", glibc)):
+        raise ValueError("requires.glibc is no version")
     destination = head.get("dest_prefix")
     if destination is not None and (not destination.startswith("/") or "\n" in destination or "\0" in destination):
         raise ValueError("dest_prefix is no absolute path")

@@ -158,6 +158,8 @@ class PackReport(Report):
     pyc: dict[str, int]
     left_out: dict[str, int]
     not_relocated: tuple[dict[str, str], ...]
+    limited: tuple[dict[str, object], ...]  # unmanaged binaries, and the longest prefix that each can name
+    requires: dict[str, str]
     elapsed_seconds: float
     warnings: tuple[Warned, ...] = field(default=())
 

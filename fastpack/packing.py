@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastpack import container, digest
-from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
+from fastpack._place_py import SMALL_FILE, ascii_only, check_pad, content_mtime, mtime_key
 from fastpack._version import VERSION
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
-from fastpack.examine import changed, examine, open_source
+from fastpack.examine import examine
 from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.plan import Piece, Plan, Planned, PlannedFrame, in_archive, make_plan
+from fastpack.reading import changed, open_source
 from fastpack.relocation import kernel
 
 
@@ -44,6 +45,8 @@ class Options:
     verify_source: bool = False
     prefix_is_unique: bool = False
     strict: bool = False
+    pad: tuple[str, ...] = ()  # rules, see with_pad
+    external_links: str = "warn"
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -69,6 +72,8 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     if arcroot and (why := check_relative(arcroot)):
         raise UsageError(f"--arcroot has {why}", found=options.arcroot)
     dest_prefix = _check_destination(options.dest_prefix)
+    if (rule := check_pad(options.pad)) is not None:
+        raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
     total = sum(file.n_bytes for file in env)
     seen = 0
@@ -91,6 +96,9 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
         threads=threads,
         arcroot=arcroot,
         dest_prefix=dest_prefix,
+        pad=options.pad,
+        strict=options.strict,
+        external_links=options.external_links,
         ignore_missing=options.ignore_missing_files,
         ignore_editable=options.ignore_editable_packages,
     )
@@ -354,6 +362,9 @@ def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
         "longest_prefix": plan.longest_prefix,
         "limited_by": plan.limited_by,
         "requires": plan.requires,
+        "ascii_only": ascii_only(plan.relocated),
+        "strict": plan.strict,
+        "pad": list(plan.pad),
         "n_relocated_files": len(plan.relocated),
     }
 
@@ -394,6 +405,8 @@ def _report(
         not_relocated=tuple(
             {"path": member.path, "why": member.not_relocated} for member in members if member.not_relocated
         ),
+        limited=tuple({"path": f.path, "longest_prefix": f.room} for f in plan.relocated if f.room is not None),
+        requires=plan.requires,
         elapsed_seconds=elapsed,
         warnings=tuple(warnings),
     )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastpack import activate, digest
+from fastpack import activate, checks, digest, elf, requirements
 from fastpack._place_py import (
     EPOCH_2000,
     MIB,
@@ -20,20 +20,24 @@ from fastpack._place_py import (
     SMALL_FILE,
     RelocatedFile,
     Stated,
+    ascii_only,
+    complete_state,
     content_mtime,
     longest_prefix,
     mtime_key,
     windows,
+    with_pad,
     write_relocations,
 )
 from fastpack._version import VERSION
 from fastpack.environment import REST, Environment, source_of_pyc
-from fastpack.errors import EditablePackages, MissingFiles, Unrelocatable
-from fastpack.examine import Examination, Examined, PycAction, likely_cause, modified, open_source
+from fastpack.errors import Unrelocatable
+from fastpack.examine import Examination, Examined, PycAction
 from fastpack.fs import archive_mode
 from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.model import GROUP_ORDER, MANIFEST_FORMAT, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
+from fastpack.reading import as_file, open_source
 from fastpack.relocation import (
     AS_IT_IS,
     ArchiveForm,
@@ -41,7 +45,8 @@ from fastpack.relocation import (
     Edited,
     PRead,
     check_prefix,
-    link_target,
+    check_target,
+    link_targets,
     placing_edits,
     sha256_of,
 )
@@ -116,6 +121,8 @@ class Plan:
     limited_by: str | None
     dest_prefix: str | None
     arcroot: str
+    pad: tuple[str, ...]
+    strict: bool
     left_out: tuple[tuple[str, str], ...]
     warnings: tuple[Warned, ...]
 
@@ -125,12 +132,6 @@ class Plan:
         return sum(member.n_bytes for member in self.members if member.kind is Kind.FILE)
 
 
-def requirements() -> dict[str, str]:
-    """What a machine must be to run what was installed on this one."""
-    system = os.uname()
-    return {"platform": system.sysname, "arch": system.machine}
-
-
 def make_plan(
     env: Environment,
     examination: Examination,
@@ -138,25 +139,31 @@ def make_plan(
     threads: int,
     arcroot: str = "",
     dest_prefix: str | None = None,
+    pad: Sequence[str] = (),
+    strict: bool = False,
+    external_links: str = "warn",
     ignore_missing: bool = False,
     ignore_editable: bool = False,
 ) -> Plan:
-    """Decide everything about an archive.
+    """Decide everything about an archive. The options are those of `pack`.
 
     Raises
     ------
-    MissingFiles, EditablePackages, PrefixTooLong, Unreadable, ChangedWhileRead
+    MissingFiles, EditablePackages, PrefixTooLong, Unrelocatable, Unreadable, ChangedWhileRead
     """
     excluded = env.excluded()
     warnings = list(env.warnings)
-    _check_missing(env, excluded, ignore_missing, warnings)
-    _check_editable(env, ignore_editable, warnings)
-    _warn_modified(env, examination, excluded, warnings)
+    checks.check_missing(env, excluded, ignore_missing, warnings)
+    checks.check_editable(env, ignore_editable, warnings)
+    checks.warn_modified(env, examination, excluded, warnings)
 
     left_out = dict(env.left_out)
     members: list[Planned] = []
     private = not any(file.mode & 0o077 for file in env.files.values() if file.kind is Kind.DIRECTORY)
     special_bits = 0
+    links = {path: file.target for path, file in env.files.items() if file.kind is Kind.LINK and path not in excluded}
+    targets, external = link_targets(links, examination.prefixes)
+    checks.check_links(targets, external, external_links, warnings)
     for path, file in env.files.items():
         if path in excluded:
             left_out[path] = "excluded"
@@ -166,30 +173,30 @@ def make_plan(
             continue
         special_bits += bool(file.mode & 0o7000) and file.kind is Kind.FILE
         if file.kind is Kind.LINK:
-            members.append(_plan_link(env, file, examination, warnings))
+            members.append(_plan_link(env, path, targets[path], path in external))
         elif file.kind is Kind.FILE:
-            members.append(_plan_file(env, file, examination, private))
+            members.append(_plan_file(env, file, examination, private, pad))
     for record, entry in env.missing:
         left_out[entry.path] = "excluded" if entry.path in excluded else f"missing, of {record.name}"
     for path in env.left_out_before:
         left_out.setdefault(path, "left out before")
     names = {member.path for member in members if member.kind is Kind.FILE}
     members = [m if m.follows is None or m.follows in names else replace(m, follows=None) for m in members]
-    _warn_prefixes(env, examination, warnings)
+    checks.warn_prefixes(env, examination, warnings)
     if special_bits:
         warnings.append(Warned("special-modes", None, f"{special_bits} files lose their setuid, setgid or sticky bit"))
 
+    checks.warn_collisions((member.path for member in members), warnings)
     relocated = _relocated_files(members)
-    limit = longest_prefix(relocated)
-    limited_by = next(
-        (file.path for file in relocated for item in file.items if item.kind == "binary" and item.slot == limit), None
-    )
+    checks.warn_relocations(relocated, warnings)
+    limit, limited_by = _longest_prefix(relocated, strict)
     placed: dict[str, Stated] = {}
     if dest_prefix is not None:
         check_prefix(dest_prefix, limit, limited_by)
+        warnings += check_target(dest_prefix, relocated, strict)
         members, placed = _place_members(env, members, os.fsencode(dest_prefix), threads)
 
-    requires = requirements()
+    requires = _requirements(env, members, threads)
     generated = _generated(env, dest_prefix, requires, {member.path for member in members})
     members = _link_identical(env, members, threads)
     members += generated
@@ -201,6 +208,7 @@ def make_plan(
         "placeholders": sorted({os.fsdecode(file.placeholder) for file in relocated}),
         "packages": packages,
         "longest_prefix": limit,
+        "ascii_only": ascii_only(relocated),
         "requires": requires,
         "arcroot": arcroot,
         "dest_prefix": dest_prefix,
@@ -222,107 +230,33 @@ def make_plan(
         limited_by=limited_by,
         dest_prefix=dest_prefix,
         arcroot=arcroot,
+        pad=tuple(pad),
+        strict=strict,
         left_out=tuple(sorted(left_out.items())),
         warnings=tuple(warnings),
     )
 
 
-# --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_missing(env: Environment, excluded: frozenset[str], ignore: bool, warnings: list[Warned]) -> None:
-    by_package: dict[str, list[str]] = {}
-    n_pyc = 0
-    for record, entry in env.missing:
-        if entry.path.endswith(".pyc"):
-            n_pyc += 1  # Python writes it again
-        elif entry.path not in excluded:
-            by_package.setdefault(f"{record.name} {record.version}", []).append(entry.path)
-    if n_pyc:
-        warnings.append(Warned("missing-pyc", None, f"{n_pyc} .pyc files of packages are not on disk"))
-    if not by_package:
-        return
-    causes = {f"{r.name} {r.version}": likely_cause(env, e.path, r) for r, e in env.missing}
-    lines = []
-    for package, paths in sorted(by_package.items()):
-        shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        lines.append(f"{package} ({causes[package]}): {shown}")
-    if ignore:
-        warnings.extend(Warned("missing-files", None, line) for line in lines)
-        return
-    raise MissingFiles(
-        "files of conda packages are missing: " + "; ".join(lines),
-        path=env.prefix,
-        expected="all files of its packages",
-        found=f"{sum(map(len, by_package.values()))} missing",
-        hint="reinstall these packages, or go on without the files with --ignore-missing-files",
-    )
-
-
-def _check_editable(env: Environment, ignore: bool, warnings: list[Warned]) -> None:
-    if not env.editable:
-        return
-    found = [f"{package.name} ({package.location or package.evidence})" for package in env.editable]
-    if ignore:
-        warnings.extend(
-            Warned("editable", package.evidence, line) for package, line in zip(env.editable, found, strict=True)
-        )
-        return
-    raise EditablePackages(
-        "editable packages, whose code lies outside of the environment: " + ", ".join(found),
-        path=env.prefix,
-        hint="install them for good (pip install PATH), or go on with --ignore-editable-packages",
-    )
-
-
-def _warn_modified(
-    env: Environment, examination: Examination, excluded: frozenset[str], warnings: list[Warned]
-) -> None:
-    by_package: dict[str, list[str]] = {}
-    causes: dict[str, str] = {}
-    for path, record in modified(env, examination).items():
-        if path not in excluded:
-            by_package.setdefault(record.name, []).append(path)
-            causes.setdefault(record.name, likely_cause(env, path, record))
-    for name, paths in sorted(by_package.items()):
-        shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        warnings.append(
-            Warned("modified", sorted(paths)[0], f"package {name} was changed since ({causes[name]}): {shown}")
-        )
-    for path, names in env.clobbered:
-        if path in env.files and path not in excluded:
-            warnings.append(Warned("clobbered", path, f"packages {', '.join(names)} all claim this path"))
-
-
-def _warn_prefixes(env: Environment, examination: Examination, warnings: list[Warned]) -> None:
-    """Say what a verdict alone does not: prefixes too common to be replaced, files of another kind than installed."""
-    for prefix in examination.prefixes.plain:
-        if prefix not in examination.prefixes.unique:
-            text = f"mentions of {os.fsdecode(prefix)} in unmanaged files are left: it may mean anything"
-            warnings.append(Warned("common-prefix", None, f"{text}; --prefix-is-unique replaces them too"))
-    for path, (record, entry) in env.entries.items():
-        kind = env.files[path].kind
-        if entry.path_type == "hardlink" and kind is not Kind.FILE and not env.other_claims.get(path):
-            warnings.append(Warned("modified", path, f"a file of package {record.name} is now a {kind}"))
-
-
 # --- members ---------------------------------------------------------------------------------------------------------
 
 
-def _plan_link(env: Environment, file: DiskFile, examination: Examination, warnings: list[Warned]) -> Planned:
-    target, external = link_target(file.path, file.target, examination.prefixes)
-    if external:
-        warnings.append(Warned("external-link", file.path, f"a link out of the environment, kept: {file.target}"))
+def _plan_link(env: Environment, path: str, target: str, external: bool) -> Planned:
     return Planned(
-        Kind.LINK, file.path, 0o777, env.groups.get(file.path, REST), target=target, mtime=EPOCH_2000,
+        Kind.LINK, path, 0o777, env.groups.get(path, REST), target=target, mtime=EPOCH_2000,
         not_relocated="a link out of the environment" if external else "",
     )  # fmt: skip
 
 
-def _plan_file(env: Environment, file: DiskFile, examination: Examination, private: bool) -> Planned:
+def _plan_file(
+    env: Environment, file: DiskFile, examination: Examination, private: bool, pad: Sequence[str]
+) -> Planned:
     found = examination.files.get(file.path, Examined(Verdict.UNMANAGED))
     is_record = file.path.startswith("conda-meta/") and file.path.endswith(".json")
     follows = source_of_pyc(file.path) if examination.pyc.get(file.path) == PycAction.FOLLOW else None
+    form = found.form
+    if pad and form.relocations:
+        padded = with_pad(RelocatedFile(file.path, "", 0, 0, found.placeholder, form.relocations), pad)
+        form = form._replace(relocations=padded.items)
     return Planned(
         kind=Kind.FILE,
         path=file.path,
@@ -331,7 +265,7 @@ def _plan_file(env: Environment, file: DiskFile, examination: Examination, priva
         n_bytes=found.form.n_bytes(file.n_bytes),
         is_pyc=file.path.endswith(".pyc"),
         source=file,
-        form=found.form,
+        form=form,
         placeholder=found.placeholder,
         archived=found.archived,
         mtime=examination.forced_mtimes.get(file.path),
@@ -339,6 +273,41 @@ def _plan_file(env: Environment, file: DiskFile, examination: Examination, priva
         verdict="" if found.verdict is Verdict.UNMANAGED else str(found.verdict),
         not_relocated=found.not_relocated,
     )
+
+
+def _longest_prefix(relocated: Sequence[RelocatedFile], strict: bool) -> tuple[int | None, str | None]:
+    """The longest prefix that fits, in bytes, and the file that limits it; with `strict`, of unmanaged files too."""
+    limits = []
+    for file in relocated:
+        rooms = [longest_prefix([file]), file.room if strict else None]
+        limits += [(room, file.path) for room in rooms if room is not None]
+    return min(limits) if limits else (None, None)
+
+
+def _requirements(env: Environment, members: Iterable[Planned], threads: int) -> dict[str, str]:
+    """What a machine must be to run these members: platform, architecture, glibc and which file asks for it."""
+    requires = requirements.of_this_machine()
+    candidates = [
+        member.source
+        for member in members
+        if member.source is not None
+        and (member.mode & 0o100 or ".so" in os.path.basename(member.path))
+        # What compilers link against is no program of this machine.
+        and "/sysroot/" not in member.path
+    ]
+
+    def needed(file: DiskFile) -> str | None:
+        with open_source(env.prefix, file) as (_, pread):
+            if pread(4, 0) != elf.MAGIC:
+                return None
+            return elf.glibc_needed(as_file(pread, file.n_bytes), requires["arch"])
+
+    best: tuple[int, ...] = ()
+    for file, version in zip(candidates, ordered_map(needed, candidates, threads), strict=True):
+        if version is not None and requirements.version_key(version) > best:
+            best = requirements.version_key(version)
+            requires |= {"glibc": version, "glibc_file": file.path}
+    return requires
 
 
 def _content(path: str, content: bytes, mode: int) -> Planned:
@@ -349,13 +318,9 @@ def _generated(env: Environment, dest_prefix: str | None, requires: dict[str, st
     """Our own scripts, never in place of a managed file of that name."""
     made = [_content(path, text, 0o644) for path, text in activate.activation_scripts().items()]
     if dest_prefix is None:
-        text = activate.conda_unpack(requires["platform"], requires["arch"])
-        made.append(_content(activate.CONDA_UNPACK, text, 0o755))
+        made.append(_content(activate.CONDA_UNPACK, activate.conda_unpack(requires), 0o755))
     else:
-        state = {
-            "format": 0, "archive_id": "", "prefix": dest_prefix, "target": dest_prefix, "pad": "conda",
-            "complete": True,
-        }  # fmt: skip
+        state = complete_state("", dest_prefix)
         made.append(_content(".fastpack/state.json", os.fsencode(json.dumps(state, ensure_ascii=False)), 0o644))
     return [member for member in made if member.path not in taken and member.path not in env.entries]
 
@@ -417,7 +382,8 @@ def _place_members(
     def run(member: Planned) -> tuple[Planned, Stated]:
         source = member.source
         assert source is not None and member.archived is not None
-        placing = placing_edits(member.form.relocations, member.placeholder, prefix, placed)
+        fits = RelocatedFile(member.path, "", 0, 0, b"", member.form.relocations).fits(prefix)
+        placing = placing_edits(member.form.relocations, member.placeholder, prefix, placed) if fits else ()
         n_bytes = ArchiveForm(placing, ()).n_bytes(member.archived.n_bytes)
         member = replace(member, placing=placing, n_bytes=n_bytes)
         with open_source(env.prefix, source) as (_, pread):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastpack import container, digest
-from fastpack._place_py import RELOCATIONS, RelocatedFile, read_relocations
+from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive
 from fastpack.manifest import BROKEN, Manifest, Member
@@ -163,15 +163,15 @@ def check_relocated(data: bytes, members: Sequence[Member], archive_form: bool) 
             )  # fmt: skip
         reach = 0
         for item in file.items:
-            if item.kind == "binary" and item.value is not None:
-                length = item.value
-                if not isinstance(length, int) or item.offset < reach or item.offset + length > file.n_bytes:
+            length = item.value if item.kind in ("binary", "slash") and isinstance(item.value, int) else None
+            if length is not None:
+                if item.offset < reach or item.offset + length > file.n_bytes:
                     raise DamagedArchive("a relocation reaches out of its file", path=file.path)
                 reach = item.offset + length
-            elif item.kind == "binary" and item.offset + item.slot > reach:
+            elif item.fixed and item.value is None and item.offset + item.slot > reach:
                 raise DamagedArchive("a relocation reaches out of its string", path=file.path)
-            if item.kind == "binary" and item.slot != len(file.placeholder):
+            if item.fixed and item.value != OPTIONAL and item.slot != len(file.placeholder):
                 raise DamagedArchive("a relocation's slot is not its placeholder's length", path=file.path)
-        if len({item.kind == "binary" for item in file.items}) > 1:
+        if len({(item.fixed, item.kind == "binary") for item in file.items}) > 1:
             raise DamagedArchive("relocations of text and of a binary in one file", path=file.path)
     return files

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fastpack import digest
+from fastpack import digest, requirements
 from fastpack._place_py import (
     INCOMPLETE,
     RELOCATIONS,
@@ -15,7 +16,7 @@ from fastpack._place_py import (
     Relocation,
     Stated,
     begin_state,
-    longest_prefix,
+    check_pad,
     place,
     read_relocations,
     read_state,
@@ -29,13 +30,14 @@ from fastpack._place_py import (
 )
 from fastpack.environment import Environment
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
-from fastpack.examine import examine, open_source
+from fastpack.examine import examine
 from fastpack.fs import explain_os_error
 from fastpack.manifest import MANIFEST, from_bytes
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
-from fastpack.relocation import KERNELS, check_prefix, read_range
-from fastpack.unpacking import check_requirements
+from fastpack.reading import open_source
+from fastpack.relocation import KERNELS, check_target, read_range
+from fastpack.unpacking import unsigned_warnings
 
 
 def relocate(
@@ -43,6 +45,9 @@ def relocate(
     *,
     dest_prefix: str | None = None,
     n_threads: int = 0,
+    pad: Sequence[str] | None = None,
+    strict: bool = False,
+    ignore_requirements: bool = False,
     progress: Progress = silent,
 ) -> RelocateReport:
     """Put an environment's own prefix into the files that name it, wherever it lies now; any number of times.
@@ -50,6 +55,10 @@ def relocate(
     Parameters
     ----------
     root : the environment; its absolute path as typed is the prefix, unless `dest_prefix` says otherwise.
+    pad : rules for the padding of managed binaries (see `with_pad`) instead of those in its state; ``()`` takes these
+        back, None keeps them.
+    strict : refuse where a file would stay as it is because its slots are too short.
+    ignore_requirements : only warn if platform, architecture or glibc are not what the environment needs.
 
     Files that came since it was unpacked are planned first as `pack` would, and recorded. A file that was changed
     since, so that it is in none of the forms we know, is reported and left.
@@ -64,6 +73,8 @@ def relocate(
     target = root if dest_prefix is None else os.path.normpath(dest_prefix)
     if not target.startswith("/") or "\n" in target or not target.strip("/"):
         raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(target))
+    if pad is not None and (rule := check_pad(pad)) is not None:
+        raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     if not os.path.isdir(root):
         raise EnvironmentNotFound("no such directory", path=root, hint="give the directory of an environment")
     if os.path.lexists(os.path.join(root, INCOMPLETE)):
@@ -88,10 +99,11 @@ def relocate(
         with open(os.path.join(root, MANIFEST), "rb") as file:
             manifest_bytes = file.read()
         manifest = from_bytes(manifest_bytes)
-        warnings += check_requirements(manifest.header["requires"], dest_prefix is not None)
+        warnings += requirements.check(manifest.header["requires"], dest_prefix is not None, ignore_requirements)
     else:
         raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
-    check_prefix(target, longest_prefix(files))
+    strict = strict or bool(manifest.header.get("strict"))
+    check_target(target, files, strict)
     previous = None if state is None else state["prefix"]
     n_added = 0
     obstacle = unwritable(root, files)
@@ -122,10 +134,12 @@ def relocate(
             done += file.n_bytes
             progress("relocate", done, total, file.path.split("/", 1)[0])
 
-        begun = begin_state(root, state, target)
+        warnings += check_target(target, files, strict)
+        begun = begin_state(root, state, target, pad)
         archive_id = digest.blake(manifest_bytes).hex()
         result = relocate_tree(root, target, files, begun, KERNELS, one)
-        write_state(root, archive_id, target, begun["earlier"])
+        warnings += unsigned_warnings(result.unsigned)
+        write_state(root, archive_id, begun, result.signed)
     except OSError as error:
         raise explain_os_error(error, error.filename or root) from None
     return RelocateReport(

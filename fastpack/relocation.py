@@ -19,16 +19,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastpack import _relocate_py
 from fastpack._place_py import (
+    WIDE,
     Kernels,
+    RelocatedFile,
     Relocation,
     Stated,
-    encoded_prefix,
+    ascii_only,
+    in_slot,
+    longest_prefix,
     placed_header,
     stated_field,
     strings_of,
 )
-from fastpack.errors import PrefixTooLong
-from fastpack.model import PLACEHOLDER
+from fastpack.errors import PrefixTooLong, Unrelocatable
+from fastpack.fs import leads_out
+from fastpack.model import PLACEHOLDER, Warned
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -54,7 +59,6 @@ _MAX_AMBIGUOUS = 10
 #: Hits or strings of which each is tried as the one that is natural, where there are too many for all subsets.
 _MAX_LEFT_OUT = 100
 
-_WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _SHEBANG = re.compile(rb"^#![ \t]*(?P<path>/[^\n\r]*?)(?P<options>[ \t][^\n\r]*)?(?P<end>\r?)$")
 _TWO_LINES_HEAD = rb"#!/bin/sh\n'''exec' (?P<quote>[\"']?)"
 _TWO_LINES_TAIL = (
@@ -104,15 +108,17 @@ class Prefixes:
         self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
         #: Those whose mention in any file means this environment.
         self.unique = tuple(path for path in self.plain if unique or is_unique(path))
-        #: What names the environment in a binary: plainly, or as wide characters (row 10).
-        self.in_binaries = self.unique + tuple(
-            path.decode("ascii").encode(codec) for path in self.unique if path.isascii() for codec in _WIDE
-        )
+        #: Wide characters (row 10) -> their encoding and the path.
+        self.wide = {
+            os.fsdecode(path).encode(codec, "surrogatepass"): (codec, path) for path in self.unique for codec in WIDE
+        }
+        #: What names the environment in a binary: plainly, or in wide characters; longest first.
+        self.in_binaries = tuple(sorted((*self.unique, *self.wide), key=lambda path: (-len(path), path)))
         spelled: dict[bytes, str] = dict.fromkeys(self.unique, "text")
         for path in self.unique:
             spelled.setdefault(urllib.parse.quote(path).encode(), "percent")
-            for ascii_only in (True, False):
-                text = json.dumps(os.fsdecode(path), ensure_ascii=ascii_only)[1:-1]
+            for escaped in (True, False):
+                text = json.dumps(os.fsdecode(path), ensure_ascii=escaped)[1:-1]
                 spelled.setdefault(os.fsencode(text), "json")
         self.spelled = tuple(sorted(spelled, key=lambda path: (-len(path), path)))
         self.kinds = tuple(spelled[path] for path in self.spelled)
@@ -149,6 +155,45 @@ def check_prefix(prefix: str, limit: int | None, limited_by: str | None = None) 
             found=f"{length} bytes",
             hint="choose a shorter path",
         )
+
+
+def check_ascii(prefix: str, path: object) -> None:
+    """Row 10: refuse a prefix beyond ASCII where a file names it in wide characters.
+
+    Raises
+    ------
+    Unrelocatable
+    """
+    if path is not None and not prefix.isascii():
+        raise Unrelocatable(
+            "a file names the prefix in UTF-16 or UTF-32, so it must be ASCII", path=str(path), found=prefix,
+            hint="choose a path of ASCII characters",
+        )  # fmt: skip
+
+
+def check_target(prefix: str, relocated: Sequence[RelocatedFile], strict: bool) -> list[Warned]:
+    """Every rule of the relocation table about a target prefix, before anything is written.
+
+    Returns
+    -------
+    A warning for each file of row 6 that stays as it is because the prefix does not fit.
+
+    Raises
+    ------
+    PrefixTooLong, Unrelocatable : the latter also, if `strict`, for the first of those files.
+    """
+    raw = os.fsencode(prefix)
+    check_prefix(prefix, longest_prefix(relocated))
+    check_ascii(prefix, ascii_only(relocated))
+    warnings = []
+    for file in relocated:
+        if file.fits(raw):
+            continue
+        why = f"a binary that no package manager wrote has room for {file.room} bytes; it keeps the packer's path"
+        if strict:
+            raise Unrelocatable(why, path=file.path, found=f"{len(raw)} bytes", hint="choose a shorter path")
+        warnings.append(Warned("not-relocated", file.path, why))
+    return warnings
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -297,7 +342,7 @@ def binary_variants(
 
 
 def restore_binary(
-    strings: Sequence[CString], needles: Sequence[bytes], placeholder: bytes
+    strings: Sequence[CString], needles: Sequence[bytes], placeholder: bytes, kind: str = "binary"
 ) -> tuple[ArchiveForm, list[CString]]:
     """Undo what conda did to a managed binary: the placeholder back in, and the NULs it was paid with out.
 
@@ -317,7 +362,7 @@ def restore_binary(
         length: int | None = string.end - string.start + gap
         for hit, index in string.hits:
             edits.append(Edit(hit, len(needles[index]), placeholder))
-            relocations.append(Relocation(hit + shift, "binary", len(placeholder), length))
+            relocations.append(Relocation(hit + shift, kind, len(placeholder), length))
             shift += len(placeholder) - len(needles[index])
             length = None
         if gap:
@@ -546,7 +591,7 @@ def placing_edits(
                 continue
             new = stated_field(item.kind, item.value, known)
         else:
-            new = encoded_prefix(item.kind, prefix)
+            new = in_slot(item, prefix)
         edits.append(Edit(item.offset, item.slot, new))
     return tuple(edits)
 
@@ -554,21 +599,24 @@ def placing_edits(
 # --- symbolic links (row 14) -----------------------------------------------------------------------------------------
 
 
-def link_target(path: str, target: str, prefixes: Prefixes) -> tuple[str, bool]:
-    """A symbolic link's target in the archive, and whether it leads out of the environment.
+def link_targets(links: Mapping[str, str], prefixes: Prefixes) -> tuple[dict[str, str], frozenset[str]]:
+    """Symbolic links' targets in the archive, and which of them lead out of the environment.
 
     An absolute target in the environment is made relative to the link's directory.
     """
-    folder = os.path.dirname(path)
-    if target.startswith("/"):
-        # As the kernel reads it: // and /./ mean nothing. A way back over .. may lead through links: it is left alone.
-        raw = os.fsencode("/" + "/".join(part for part in target.split("/") if part not in ("", ".")))
-        inner = b"" if raw in prefixes.plain else prefixes.strip(raw)
-        if inner is None or b".." in inner.split(b"/"):
-            return target, True
-        return os.path.relpath("/" + os.fsdecode(inner), "/" + folder), False
-    inside = os.path.normpath(os.path.join(folder, target))
-    return target, inside == ".." or inside.startswith("../")
+    targets = {path: _link_target(path, target, prefixes) for path, target in links.items()}
+    return targets, frozenset(path for path, target in targets.items() if leads_out(path, target, targets))
+
+
+def _link_target(path: str, target: str, prefixes: Prefixes) -> str:
+    if not target.startswith("/"):
+        return target
+    # As the kernel reads it: // and /./ mean nothing. A way back over .. may lead through links: it is left alone.
+    raw = os.fsencode("/" + "/".join(part for part in target.split("/") if part not in ("", ".")))
+    inner = b"" if raw in prefixes.plain else prefixes.strip(raw)
+    if inner is None or b".." in inner.split(b"/"):
+        return target
+    return os.path.relpath("/" + os.fsdecode(inner), "/" + os.path.dirname(path))
 
 
 # --- records, history, RECORD, direct_url.json (row 16) --------------------------------------------------------------
@@ -774,3 +822,19 @@ def scan_unmanaged_text(pread: PRead, n_bytes: int, prefixes: Prefixes) -> list[
             if (position >= margin or offset == 0) and (position + margin <= len(data) or last):
                 hits.setdefault(offset + position, index)
     return sorted(hits.items())
+
+
+def big_hits(pread: PRead, n_bytes: int, needles: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
+    """Hits in a file larger than the window, which may cross windows' edges: (window, offset in it, needle)."""
+    margin = max(len(needle) for needle in needles) - 1
+    offset = 0
+    while offset < n_bytes:
+        data = pread(WINDOW, offset)
+        final = offset + len(data) >= n_bytes
+        resume = len(data) if final else len(data) - margin
+        for hit, index in kernel.find(data, needles):
+            if hit >= resume:
+                break
+            yield offset, hit, index
+            resume = max(resume, hit + len(needles[index]))
+        offset += resume

@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastpack import digest
+from fastpack import digest, requirements
 from fastpack._place_py import (
     EPOCH_2000,
     SMALL_FILE,
     Mismatch,
     RelocatedFile,
     Stated,
+    Tree,
     begin_state,
+    check_pad,
     content_mtime,
-    longest_prefix,
     mtime_key,
     place,
     placed_growth,
@@ -30,27 +31,46 @@ from fastpack._place_py import (
     relocate_file,
     relocate_tree,
     relocated_mtime,
+    sign,
+    with_pad,
     write_state,
 )
 from fastpack.destination import Destination
-from fastpack.errors import DamagedArchive, UsageError, WrongPlatform
+from fastpack.errors import DamagedArchive, HostileArchive, PrefixTooLong, UsageError
 from fastpack.frames import read_manifest
-from fastpack.fs import explain_os_error
+from fastpack.fs import explain_os_error, leads_out
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.reader import FrameReader, Segment, check_relocated, read_relocated
-from fastpack.relocation import KERNELS, check_prefix
+from fastpack.relocation import KERNELS, check_ascii, check_prefix, check_target
 from fastpack.stream import extract_stream
+
+#: Bytes of a path that Linux opens, without its NUL.
+_PATH_MAX = 4095
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to unpack. `dest_prefix`: place files for that prefix, though they are written elsewhere (an image root)."""
+    """How to unpack.
+
+    Parameters
+    ----------
+    dest_prefix : place files for that prefix, though they are written elsewhere (an image root).
+    n_threads : 0 or -1 for all cores.
+    pad : rules that override how managed binaries are padded (see `with_pad`); kept in ``state.json``.
+    strict : refuse where a file would stay as it is because its slots are too short.
+    external_links : ``warn``, ``keep`` or ``error``; None: ``warn`` for what the archive declares, else ``error``.
+    ignore_requirements : only warn if platform, architecture or glibc are not what the environment needs.
+    """
 
     dest_prefix: str | None = None
     force: bool = False
-    n_threads: int = 0  # 0, -1: all cores
+    n_threads: int = 0
+    pad: tuple[str, ...] = ()
+    strict: bool = False
+    external_links: str | None = None
+    ignore_requirements: bool = False
 
 
 def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
@@ -72,6 +92,8 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     if not prefix.startswith("/") or "\n" in prefix or not prefix.strip("/"):
         raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(prefix))
     prefix = os.path.normpath(prefix)
+    if (rule := check_pad(options.pad)) is not None:
+        raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
     job = _Job(archive, destination, prefix, options, threads, progress, time.monotonic())
     if archive == "-":
@@ -115,6 +137,10 @@ class _Job:
     progress: Progress
     started: float
 
+    def check_requirements(self, requires: dict[str, Any]) -> list[Warned]:
+        """See requirements.py."""
+        return requirements.check(requires, self.elsewhere, self.options.ignore_requirements)
+
     @property
     def elsewhere(self) -> bool:
         """Whether the environment is placed for another path than it is written to."""
@@ -124,21 +150,41 @@ class _Job:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_requirements(requires: dict[str, Any], elsewhere: bool) -> list[Warned]:
-    """Hold an archive's requirements against this machine; only a warning if it is unpacked for another place.
+def _check_links(job: _Job, links: Mapping[str, str], declared: frozenset[str] | None) -> list[Warned]:
+    """Row 14 at the other end: links that lead out of the environment.
+
+    Parameters
+    ----------
+    declared : those that the archive says it kept when it was made; None: nobody says anything.
 
     Raises
     ------
-    WrongPlatform
+    HostileArchive
     """
-    system = os.uname()
-    wanted = f"{requires.get('platform')} {requires.get('arch')}"
-    here = f"{system.sysname} {system.machine}"
-    if wanted == here:
-        return []
-    if elsewhere:
-        return [Warned("platform", None, f"the environment is for {wanted}, this machine is {here}")]
-    raise WrongPlatform("the environment is for another platform", expected=wanted, found=here)
+    policy = job.options.external_links
+    warnings: list[Warned] = []
+    for path, target in links.items():
+        if policy == "keep" or not leads_out(path, target, links):
+            continue
+        if policy == "error" or (policy is None and path not in (declared or ())):
+            raise HostileArchive(
+                "a link leads out of the environment", path=path, found=target,
+                hint="--external-links keep unpacks it all the same",
+            )  # fmt: skip
+        warnings.append(Warned("external-link", path, f"a link out of the environment: {target}"))
+    return warnings
+
+
+def _check_lengths(job: _Job, members: Sequence[Member]) -> None:
+    """No path that the system could not open (PATH_MAX, with the partial directory's name in it)."""
+    longest = max(members, key=lambda member: len(os.fsencode(member.path)), default=None)
+    room = _PATH_MAX - len(os.fsencode(job.destination)) - len(".fastpack-partial-01234567/.fastpack-new-1234567-/")
+    if longest is not None and len(os.fsencode(longest.path)) > room:
+        raise PrefixTooLong(
+            "a file's path would be longer than the system allows", path=longest.path,
+            expected=f"at most {room} bytes below {job.destination}", found=f"{len(os.fsencode(longest.path))} bytes",
+            hint="choose a shorter destination",
+        )  # fmt: skip
 
 
 # --- from a file: frames in parallel ---------------------------------------------------------------------------------
@@ -153,7 +199,10 @@ class _Extractor:
         self._manifest = manifest
         self._root = root
         self._prefix = prefix  # None: write what the archive has
-        self._relocated = {file.path: file for file in relocated}
+        # What does not fit stays in its archive form; what states hashes of others is placed after them.
+        self._relocated = {
+            file.path: file for file in relocated if prefix is not None and not file.second_phase and file.fits(prefix)
+        }
 
     def run(self, index: int) -> tuple[dict[str, Stated], dict[int, list[bytes]], int]:
         """Extract one frame: (what records state of placed files, slices of members over several frames, bytes)."""
@@ -178,7 +227,7 @@ class _Extractor:
         file = self._relocated.get(member.path)
         mtime = member.mtime
         content: memoryview | bytearray = data
-        if file is not None and self._prefix is not None and not file.second_phase:
+        if file is not None:
             content = self._place(file, bytearray(data), 0, len(file.items), 0)
             placed[member.path] = Stated(digest.sha256(content), len(content))
             mtime = relocated_mtime(content)
@@ -195,10 +244,10 @@ class _Extractor:
         file = self._relocated.get(member.path)
         offset = segment.start
         content: memoryview | bytearray = data
-        if file is not None and self._prefix is not None and not file.second_phase:
+        if file is not None:
             first = next((k for k, item in enumerate(file.items) if item.offset >= segment.start), len(file.items))
             last = next((k for k, item in enumerate(file.items) if item.offset >= segment.stop), len(file.items))
-            offset += placed_growth(file.items[:first], file.placeholder, self._prefix)
+            offset += placed_growth(file.items[:first], file.placeholder, self._prefix or b"")
             content = self._place(file, bytearray(data), first, last, segment.start)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(os.path.join(self._root, member.path), flags, 0o600)
@@ -224,7 +273,7 @@ class _Extractor:
         path = os.path.join(self._root, member.path)
         file = self._relocated.get(member.path)
         mtime, stated = member.mtime, None
-        if file is not None and self._prefix is not None and not file.second_phase:
+        if file is not None:
             stated, mtime = _state_of(path)
         os.chmod(path, member.mode)
         os.utime(path, (mtime, mtime))
@@ -254,13 +303,15 @@ def _state_of(path: str) -> tuple[Stated, int]:
 
 def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: str) -> UnpackReport:
     prefix = job.prefix
-    warnings = check_requirements(manifest.header["requires"], job.elsewhere)
+    warnings = job.check_requirements(manifest.header["requires"])
     check_prefix(prefix, manifest.header.get("longest_prefix"), manifest.header.get("limited_by"))
     try:
         relocated = read_relocated(reader, manifest)
     except OSError as error:
         raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=job.archive) from None
-    check_prefix(prefix, longest_prefix(relocated))
+    warnings += check_target(prefix, relocated, job.options.strict or bool(manifest.header.get("strict")))
+    warnings += _check_links(job, *manifest.links())
+    _check_lengths(job, manifest.members)
     total = sum(member.n_bytes for member in manifest.members)
     n_blocks = sum(-(-member.n_bytes // 4096) for member in manifest.members) + len(manifest.members)
     names = [member.path for member in manifest.members if member.kind is not Kind.DIRECTORY]
@@ -270,17 +321,18 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             _make_directories(root, manifest.members)
             # An archive placed for one prefix is written as it is, and moved to another one afterwards.
             at_once = manifest.dest_prefix is None
-            if at_once:
-                begin_state(root, None, prefix)
-            extractor = _Extractor(reader, manifest, root, os.fsencode(prefix) if at_once else None, relocated)
+            begun = begin_state(root, None, prefix, job.options.pad) if at_once else {}
+            padded = [with_pad(file, job.options.pad) for file in relocated]
+            extractor = _Extractor(reader, manifest, root, os.fsencode(prefix) if at_once else None, padded)
             placed = _extract(job, extractor, reader, manifest, total)
             _write_manifest(root, manifest.to_bytes(), archive_id)
             if at_once:
-                _second_phase(root, relocated, os.fsencode(prefix), placed)
-                _check_all_written(root, relocated, manifest)
-                write_state(root, archive_id, prefix)
+                signed, unsigned = _second_phase(root, padded, os.fsencode(prefix), placed)
+                _check_all_written(root, manifest)
+                write_state(root, archive_id, begun, signed)
             else:
-                _move_to(root, archive_id, prefix, relocated)
+                unsigned = _move_to(job, root, archive_id, relocated)
+            warnings += unsigned_warnings(unsigned)
             _make_links(root, manifest.members)
             _finish_directories(root, manifest.members)
             where.finish()
@@ -323,33 +375,55 @@ def _extract(
     return placed
 
 
-def _second_phase(root: str, relocated: Sequence[RelocatedFile], prefix: bytes, placed: dict[str, Stated]) -> None:
-    """Records and RECORDs: they state hashes of files that have just been placed."""
+def _second_phase(
+    root: str, relocated: Sequence[RelocatedFile], prefix: bytes, placed: dict[str, Stated]
+) -> tuple[dict[str, str], list[str]]:
+    """Signatures (row 17), then records and RECORDs: they state hashes of all that is placed by now.
+
+    Returns
+    -------
+    sha256 of the signed files, and those that could not be signed.
+    """
+    signed, unsigned = sign(root, (file.path for file in relocated if file.items[0].fixed and file.path in placed))
+    for path, known in signed.items():
+        placed[path] = Stated(known, os.stat(os.path.join(root, path)).st_size)
     archive = {file.path: Stated(file.sha256, file.n_bytes) for file in relocated}
+    tree = Tree([None], prefix, archive, placed, {}, KERNELS)
     for file in relocated:
-        if file.second_phase:
-            path = os.path.join(root, file.path)
-            if relocate_file(path, file, [None], prefix, archive, placed, KERNELS) == "left":
-                raise DamagedArchive("a record is not what its relocations say", path=file.path)
+        if file.second_phase and relocate_file(os.path.join(root, file.path), file, tree) == "left":
+            raise DamagedArchive("a record is not what its relocations say", path=file.path)
+    return signed, unsigned
 
 
-def _check_all_written(root: str, relocated: Sequence[RelocatedFile], manifest: Manifest) -> None:
+def unsigned_warnings(paths: Sequence[str]) -> list[Warned]:
+    """What a report says of Mach-O files that codesign did not sign."""
+    return [Warned("not-signed", path, "codesign could not sign it: macOS may refuse to start it") for path in paths]
+
+
+def _check_all_written(root: str, manifest: Manifest) -> None:
     """Every member is on disk: nothing can look whole that is not."""
     for member in manifest.members:
         if member.kind is Kind.FILE and not os.path.lexists(os.path.join(root, member.path)):
             raise DamagedArchive("a member was not in the archive", path=member.path)
 
 
-def _move_to(root: str, archive_id: str, prefix: str, relocated: Sequence[RelocatedFile]) -> None:
-    """Bring files that were written as the archive has them (archive form, or placed when packing) to a prefix."""
+def _move_to(job: _Job, root: str, archive_id: str, relocated: Sequence[RelocatedFile]) -> list[str]:
+    """Bring files that were written as the archive has them (archive form, or placed when packing) to the prefix.
+
+    Returns
+    -------
+    Mach-O files that could not be signed.
+    """
     try:
         state = read_state(root)
     except ValueError as error:
         raise DamagedArchive(f"the archive's own state is broken ({error})") from None
-    result = relocate_tree(root, prefix, relocated, begin_state(root, state, prefix), KERNELS)
+    begun = begin_state(root, state, job.prefix, job.options.pad or None)
+    result = relocate_tree(root, job.prefix, relocated, begun, KERNELS)
     if result.left:
         raise DamagedArchive("a relocation does not fit its file", path=result.left[0])
-    write_state(root, archive_id, prefix)
+    write_state(root, archive_id, {**begun, "earlier": []}, result.signed)
+    return result.unsigned
 
 
 def _write_manifest(root: str, data: bytes, archive_id: str) -> None:
@@ -399,8 +473,9 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
     prefix = job.prefix
 
     def check_head(pack_json: dict[str, Any]) -> list[Warned]:
-        warnings = check_requirements(pack_json.get("requires", {}), job.elsewhere)
+        warnings = job.check_requirements(pack_json.get("requires", {}))
         check_prefix(prefix, pack_json.get("longest_prefix"))
+        check_ascii(prefix, pack_json.get("ascii_only"))
         return warnings
 
     with Destination(job.destination, job.options.force, None, 0) as where:
@@ -412,12 +487,15 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
             if done.manifest is not None:
                 archive_id = digest.blake(done.manifest_bytes).hex()
                 relocated = check_relocated(done.relocations, done.manifest.members, done.manifest.dest_prefix is None)
-                check_prefix(prefix, longest_prefix(relocated))
+                strict = job.options.strict or bool(done.manifest.header.get("strict"))
+                warnings += check_target(prefix, relocated, strict)
+                warnings += _check_links(job, *done.manifest.links())
                 n_relocated = len(relocated)
-                _move_to(where.root, archive_id, prefix, relocated)
+                warnings += unsigned_warnings(_move_to(job, where.root, archive_id, relocated))
             else:
-                if job.elsewhere:
-                    raise UsageError("--dest-prefix needs an archive that fastpack made", path=job.archive)
+                if job.elsewhere or job.options.pad:
+                    raise UsageError("--dest-prefix and --pad need an archive of fastpack's", path=job.archive)
+                warnings += _check_links(job, done.links, None)
                 warnings.append(
                     Warned("foreign", None, "fastpack did not make this archive: it was unpacked as it is, so run its"
                                             " bin/conda-unpack if it has one")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastpack._place_py import OPTIONAL, Relocation
 from fastpack.environment import Environment
 from fastpack.errors import ChangedWhileRead
 from fastpack.examine import Examination, PycAction, examine, open_source, source_prefixes
@@ -89,24 +90,11 @@ def test_modified_recompiled_placed_structural(tmp_path: Path) -> None:
     assert examined(prefix, verify_source=True).files["lib/big.bin"].verdict is Verdict.MODIFIED
 
 
-def test_a_modified_binary_that_cannot_be_undone_is_listed(made: str) -> None:
+def test_a_modified_binary_that_cannot_be_undone_is_treated_as_unmanaged(made: str) -> None:
     write(made, "lib/libapp.so", b"\x7fELF\0" + os.fsencode(made) + b"/lib\0\0DATA")
     found = examined(made).files["lib/libapp.so"]
-    assert found.verdict is Verdict.MODIFIED and not found.form.edits and found.not_relocated
-
-
-def test_unmanaged_binaries_are_listed_and_left(made: str) -> None:
-    write(made, "lib/own.so", b"\x7fELF\0" + os.fsencode(made) + b"/lib" + bytes(400))
-    write(made, "lib/other.so", b"\x7fELF\0/elsewhere" + bytes(400))
-    wide = ("utf-16", "utf-16-be", "utf-32", "utf-32-be")
-    for codec in wide:
-        write(made, f"share/{codec}.txt", f"x = {made}/share\n".encode(codec))
-    result = examined(made)
-    for codec in wide:
-        found = result.files[f"share/{codec}.txt"]
-        assert found.not_relocated and not found.form.edits, codec
-    assert result.files["lib/own.so"].not_relocated and not result.files["lib/own.so"].form.edits
-    assert not result.files["lib/other.so"].not_relocated
+    assert found.verdict is Verdict.MODIFIED and not found.form.edits
+    assert found.form.relocations == (Relocation(5, "slash", len(os.fsencode(made)), OPTIONAL),)
 
 
 def test_row_8a_a_portable_wheel_is_not_touched_but_its_script_is(tmp_path: Path) -> None:
@@ -159,11 +147,10 @@ def test_a_prefix_through_a_symlink_is_known_by_both_names(tmp_path: Path) -> No
 
 
 def test_large_text_is_relocated_through_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastpack import examine as module
-    from fastpack import relocation
+    from fastpack import reading, relocation
 
     monkeypatch.setattr(relocation, "WINDOW", 1000)
-    monkeypatch.setattr(module, "WINDOW", 1000)
+    monkeypatch.setattr(reading, "WINDOW", 1000)
     prefix = str(tmp_path / "env")
     lines = b"".join(b"%d " % k + P + b"/x\n" for k in range(500))
     install([MadePackage("big", files={"share/big.txt": MadeFile(lines, file_mode="text")})], prefix)

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -396,13 +397,14 @@ def test_arcroot_is_in_the_names_and_taken_off_again(made: str, tmp_path: Path) 
 
 
 def test_strict_refuses_what_depends_on_the_source(made: str, tmp_path: Path) -> None:
-    write(made, "lib/own.so", b"\x7fELF\0" + os.fsencode(made) + b"/lib" + bytes(400))
+    with zipfile.ZipFile(os.path.join(made, "lib", "own.zip"), "w") as file:
+        file.writestr("own.txt", f"at {made}/lib")
     out = str(tmp_path / "a.tar.zst")
     with pytest.raises(errors.Unrelocatable) as caught:
         fastpack.pack(prefix=made, output=out, strict=True)
-    assert caught.value.exit_code == 21 and caught.value.path == "lib/own.so"
+    assert caught.value.exit_code == 21 and caught.value.path == "lib/own.zip"
     assert fastpack.pack(prefix=made, output=out).not_relocated == (
-        {"path": "lib/own.so", "why": "an unmanaged binary that names the prefix"},
+        {"path": "lib/own.zip", "why": "a zip file (zip, jar, whl, npz) that names the prefix; never changed"},
     )
 
 

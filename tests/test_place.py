@@ -17,7 +17,7 @@ from fastpack._place_py import (
     Relocation,
     Stated,
     content_mtime,
-    encoded_prefix,
+    in_slot,
     longest_prefix,
     place,
     placed_growth,
@@ -113,10 +113,10 @@ def test_other_bytes_than_recorded_are_never_replaced(kind: str) -> None:
 
 
 def test_encodings() -> None:
-    assert encoded_prefix("percent", "/a b/é".encode()) == b"/a%20b/%C3%A9"
-    assert encoded_prefix("json", '/a"b\\é'.encode()) == '/a\\"b\\\\é'.encode()
+    assert in_slot(Relocation(0, "percent", 9), "/a b/é".encode()) == b"/a%20b/%C3%A9"
+    assert in_slot(Relocation(0, "json", 9), '/a"b\\é'.encode()) == '/a\\"b\\\\é'.encode()
     with pytest.raises(Mismatch):
-        encoded_prefix("unheard-of", b"/n")
+        in_slot(Relocation(0, "unheard-of", 9), b"/n")
 
 
 def test_windows_never_cut_a_string() -> None:

@@ -19,7 +19,7 @@ from fastpack.environment import Environment
 from fastpack.examine import examine, source_prefixes
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.model import PLACEHOLDER, Verdict
-from fastpack.relocation import Prefixes, apply_edits, link_target
+from fastpack.relocation import Prefixes, apply_edits, link_targets
 from tests.conftest import P, app_package, c_string, need
 from tests.test_conda_unpack import conda_unpack, extract
 from tests.test_environment import SITE, dist, python_stub, write
@@ -216,7 +216,8 @@ def test_natural_mentions_among_many(tmp_path: Path) -> None:
     ],
 )
 def test_links_are_read_as_the_kernel_reads_them(path: str, target: str, wanted: str, external: bool) -> None:
-    assert link_target(path, target, Prefixes([b"/c/env"])) == (wanted, external)
+    targets, outside = link_targets({path: target}, Prefixes([b"/c/env"]))
+    assert (targets[path], path in outside) == (wanted, external)
 
 
 def test_excluding_a_relocated_file_does_not_spoil_its_record(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from fastpack.relocation import (
     direct_url_form,
     history_form,
     json_scalars,
-    link_target,
+    link_targets,
     pip_record_form,
     read_range,
     record_form,
@@ -222,7 +222,8 @@ def test_row_8_the_format_decides_the_spelling(data: bytes, path: str, kind: str
     ],
 )
 def test_row_14_links(path: str, target: str, wanted: str, external: bool) -> None:
-    assert link_target(path, target, PREFIXES) == (wanted, external)
+    targets, outside = link_targets({path: target}, PREFIXES)
+    assert (targets[path], path in outside) == (wanted, external)
 
 
 # --- row 16: records and what pip writes

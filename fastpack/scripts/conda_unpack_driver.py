@@ -52,6 +52,10 @@ def _main(arguments: list[str]) -> int:
             False,
         )
         return 20
+    wide = None if raw.isascii() else ascii_only(files)
+    if wide is not None:
+        _say("the prefix must be ASCII, since %s names it in UTF-16 or UTF-32: %s" % (wide, prefix), False)
+        return 21
     obstacle = unwritable(prefix, files)
     if obstacle is not None:
         _say("not readable or not writable, so nothing was changed: %s" % obstacle, False)
@@ -59,12 +63,16 @@ def _main(arguments: list[str]) -> int:
     try:
         begun = begin_state(prefix, state, prefix)
         result = relocate_tree(prefix, prefix, files, begun)
-        write_state(prefix, begun["archive_id"], prefix, begun["earlier"])
+        write_state(prefix, begun["archive_id"], begun, result.signed)
     except OSError as error:
         _say("%s: %s; mend that and run it again" % (error.filename or prefix, error.strerror), False)
         return 23 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 15
     for path in result.left:
         _say("left as it is, since it was changed or removed after unpacking: %s" % path, False)
+    for path in result.unfit:
+        _say("not relocated, since the prefix is longer than the one it was built for: %s" % path, False)
+    for path in result.unsigned:
+        _say("codesign could not sign it, so macOS may refuse to start it: %s" % path, False)
     if not result.written:
         _say("nothing to do: %s has its prefix already" % prefix, quiet)
         return 0

@@ -28,6 +28,24 @@ if [ -n "$fp_machine" ] && [ "$fp_system-$fp_machine" != "@SYSTEM@-@MACHINE@" ];
     echo "conda-unpack: this environment is for @SYSTEM@ @MACHINE@, this machine is $fp_system $fp_machine" >&2
     exit 24
 fi
+fp_needs=@GLIBC@
+if [ -n "$fp_needs" ] && [ -z "${FASTPACK_IGNORE_REQUIREMENTS:-}" ]; then
+    fp_libc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fp_libc=
+    fp_libc=${fp_libc##* }
+    fp_found="glibc $fp_libc"
+    if [ -z "$fp_libc" ]; then
+        case "$(ldd --version 2>&1)" in *musl*) fp_libc=0.0 fp_found=musl ;; *) fp_libc=$fp_needs ;; esac
+    fi
+    fp_major=${fp_libc%%.*} fp_minor=${fp_libc#*.}
+    fp_minor=${fp_minor%%.*}
+    fp_least=${fp_needs#*.}
+    fp_least=${fp_least%%.*}
+    if [ "$fp_major" -lt "${fp_needs%%.*}" ] ||
+        { [ "$fp_major" -eq "${fp_needs%%.*}" ] && [ "$fp_minor" -lt "$fp_least" ]; }; then
+        echo "conda-unpack: this environment needs glibc $fp_needs, this machine has $fp_found" >&2
+        exit 24
+    fi
+fi
 for fp_python in "$fp_prefix/bin/python" python3 python; do
     if command -v -- "$fp_python" >/dev/null 2>&1 &&
         "$fp_python" -I -B -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then

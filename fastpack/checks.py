@@ -1,0 +1,136 @@
+"""What stands in the way of packing an environment, or has to be said of it: errors and warnings, nothing else."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+
+from fastpack._place_py import RelocatedFile
+from fastpack.environment import Environment
+from fastpack.errors import EditablePackages, MissingFiles, Unrelocatable
+from fastpack.examine import Examination, likely_cause, modified
+from fastpack.model import Kind, Warned
+
+
+def check_missing(env: Environment, excluded: frozenset[str], ignore: bool, warnings: list[Warned]) -> None:
+    """Managed files that are not on disk: refused, or said with their package and the likely cause."""
+    by_package: dict[str, list[str]] = {}
+    n_pyc = 0
+    for record, entry in env.missing:
+        if entry.path.endswith(".pyc"):
+            n_pyc += 1  # Python writes it again
+        elif entry.path not in excluded:
+            by_package.setdefault(f"{record.name} {record.version}", []).append(entry.path)
+    if n_pyc:
+        warnings.append(Warned("missing-pyc", None, f"{n_pyc} .pyc files of packages are not on disk"))
+    if not by_package:
+        return
+    causes = {f"{r.name} {r.version}": likely_cause(env, e.path, r) for r, e in env.missing}
+    lines = []
+    for package, paths in sorted(by_package.items()):
+        shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        lines.append(f"{package} ({causes[package]}): {shown}")
+    if ignore:
+        warnings.extend(Warned("missing-files", None, line) for line in lines)
+        return
+    raise MissingFiles(
+        "files of conda packages are missing: " + "; ".join(lines),
+        path=env.prefix,
+        expected="all files of its packages",
+        found=f"{sum(map(len, by_package.values()))} missing",
+        hint="reinstall these packages, or go on without the files with --ignore-missing-files",
+    )
+
+
+def check_editable(env: Environment, ignore: bool, warnings: list[Warned]) -> None:
+    """Packages whose code lies outside of the environment: refused, or said."""
+    if not env.editable:
+        return
+    found = [f"{package.name} ({package.location or package.evidence})" for package in env.editable]
+    if ignore:
+        warnings.extend(
+            Warned("editable", package.evidence, line) for package, line in zip(env.editable, found, strict=True)
+        )
+        return
+    raise EditablePackages(
+        "editable packages, whose code lies outside of the environment: " + ", ".join(found),
+        path=env.prefix,
+        hint="install them for good (pip install PATH), or go on with --ignore-editable-packages",
+    )
+
+
+def warn_modified(env: Environment, examination: Examination, excluded: frozenset[str], warnings: list[Warned]) -> None:
+    """Managed files that were changed since, by package, and paths that several packages claim."""
+    by_package: dict[str, list[str]] = {}
+    causes: dict[str, str] = {}
+    for path, record in modified(env, examination).items():
+        if path not in excluded:
+            by_package.setdefault(record.name, []).append(path)
+            causes.setdefault(record.name, likely_cause(env, path, record))
+    for name, paths in sorted(by_package.items()):
+        shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        warnings.append(
+            Warned("modified", sorted(paths)[0], f"package {name} was changed since ({causes[name]}): {shown}")
+        )
+    for path, names in env.clobbered:
+        if path in env.files and path not in excluded:
+            warnings.append(Warned("clobbered", path, f"packages {', '.join(names)} all claim this path"))
+
+
+def warn_prefixes(env: Environment, examination: Examination, warnings: list[Warned]) -> None:
+    """Say what a verdict alone does not: prefixes too common to be replaced, files of another kind than installed."""
+    for prefix in examination.prefixes.plain:
+        if prefix not in examination.prefixes.unique:
+            text = f"mentions of {os.fsdecode(prefix)} in unmanaged files are left: it may mean anything"
+            warnings.append(Warned("common-prefix", None, f"{text}; --prefix-is-unique replaces them too"))
+    for path, (record, entry) in env.entries.items():
+        kind = env.files[path].kind
+        if entry.path_type == "hardlink" and kind is not Kind.FILE and not env.other_claims.get(path):
+            warnings.append(Warned("modified", path, f"a file of package {record.name} is now a {kind}"))
+
+
+def check_links(targets: dict[str, str], external: frozenset[str], policy: str, warnings: list[Warned]) -> None:
+    """Row 14: links that lead out of the environment, `policy` ``warn``, ``keep`` or ``error``."""
+    for path in sorted(external):
+        if policy == "error":
+            raise Unrelocatable(
+                "a link leads out of the environment", path=path, found=targets[path],
+                hint="leave it out with --exclude, or keep it with --external-links keep",
+            )  # fmt: skip
+        if policy == "warn":
+            warnings.append(Warned("external-link", path, f"a link out of the environment, kept: {targets[path]}"))
+
+
+def warn_collisions(paths: Iterable[str], warnings: list[Warned]) -> None:
+    """Names that differ only in case or Unicode form: one of them is lost on a file system that does not tell them."""
+    seen: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
+    for path in paths:
+        key = path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+        other = seen.setdefault(key, path)
+        if other != path:
+            pairs.append((other, path))
+    if pairs:
+        shown = ", ".join(f"{one!r} and {two!r}" for one, two in pairs[:3])
+        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        text = f"names that differ only in case or Unicode form, which some file systems cannot hold: {shown}{more}"
+        warnings.append(Warned("colliding-names", pairs[0][1], text))
+
+
+def warn_relocations(relocated: Iterable[RelocatedFile], warnings: list[Warned]) -> None:
+    """Rows 2 and 6: strings that end with their file, and binaries with no more room than this prefix takes."""
+    limited = []
+    for file in relocated:
+        if any(isinstance(item.value, int) and item.offset + item.value == file.n_bytes for item in file.items):
+            text = "a string that names the prefix ends with the file, without a NUL"
+            warnings.append(Warned("string-at-end", file.path, text))
+        if file.room is not None:
+            limited.append((file.room, file.path))
+    if limited:
+        room, path = min(limited)
+        text = (
+            f"{len(limited)} binaries that no package manager wrote name the prefix: at a path of over {room} bytes"
+            " not all of them can be relocated, and depend on the path they have now"
+        )
+        warnings.append(Warned("limited", path, text))

@@ -1,0 +1,110 @@
+"""A file of the environment, opened and held against what was listed. Reads, changes nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fastpack.errors import ChangedWhileRead, Unreadable
+from fastpack.model import DiskFile
+from fastpack.relocation import WINDOW, PRead
+
+
+def changed(path: str, what: str) -> ChangedWhileRead:
+    """The error for a file that is not what it was when the environment was listed."""
+    return ChangedWhileRead(
+        f"a file {what} while the environment was read", path=path, hint="let nothing write to it and pack again"
+    )
+
+
+@contextmanager
+def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
+    """An environment's file, opened for reading: (descriptor, pread); checked before and after to be what was listed.
+
+    Raises
+    ------
+    Unreadable, ChangedWhileRead
+    """
+    path = os.path.join(prefix, file.path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise changed(path, "vanished") from None
+    except OSError as error:
+        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+
+    def same() -> bool:
+        info = os.fstat(descriptor)
+        return info.st_size == file.n_bytes and info.st_mtime_ns == file.mtime_ns
+
+    try:
+        if not same():
+            raise changed(path, "changed")
+
+        def pread(n_bytes: int, offset: int) -> bytes:
+            try:
+                data = os.pread(descriptor, n_bytes, offset)
+                while len(data) < n_bytes and offset + len(data) < file.n_bytes:
+                    more = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+                    if not more:
+                        raise changed(path, "became shorter")
+                    data += more
+            except OSError as error:
+                raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+            return data
+
+        yield descriptor, pread
+        if not same():
+            raise changed(path, "changed")
+    finally:
+        os.close(descriptor)
+
+
+def buffered(pread: PRead, n_bytes: int) -> tuple[PRead, bytes | None]:
+    """A small file is read once and served from memory from then on: (pread, its bytes; None if it is large)."""
+    if n_bytes > WINDOW:
+        return pread, None
+    data = pread(n_bytes, 0)
+    return from_memory(data), data
+
+
+def from_memory(data: bytes) -> PRead:
+    """A buffer as a file."""
+    return lambda n_bytes, offset: data[offset : offset + n_bytes]
+
+
+def as_file(pread: PRead, n_bytes: int) -> BinaryIO:
+    """A file of the environment as a file object, for libraries that want one."""
+    return io.BufferedReader(_File(pread, n_bytes), 1 << 16)
+
+
+class _File(io.RawIOBase):
+    """What `as_file` buffers."""
+
+    def __init__(self, pread: PRead, n_bytes: int) -> None:
+        self._pread = pread
+        self._n_bytes = n_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = max(0, offset + (0, self._position, self._n_bytes)[whence])
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        room = max(0, self._n_bytes - self._position)
+        data = self._pread(min(len(buffer), room, WINDOW), self._position) if room else b""
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

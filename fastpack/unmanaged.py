@@ -1,0 +1,290 @@
+"""Files that no package manager wrote with a placeholder: rows 6, 6a, 8, 10, 11, 12 and 16 of docs/relocation.md."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastpack import elf
+from fastpack._place_py import OPTIONAL, WIDE, Relocation, in_slot
+from fastpack.model import PLACEHOLDER
+from fastpack.reading import as_file
+from fastpack.relocation import (
+    AS_IT_IS,
+    ArchiveForm,
+    Edit,
+    PRead,
+    Prefixes,
+    big_hits,
+    direct_url_form,
+    history_form,
+    kernel,
+    relocatable_header,
+    scan_unmanaged_text,
+    script_header,
+    spelling,
+    text_form,
+    with_header,
+)
+
+
+class Found(NamedTuple):
+    """An unmanaged file's archive form, the placeholder in it, and why it is not relocated, if it names the prefix."""
+
+    form: ArchiveForm = AS_IT_IS
+    placeholder: bytes = PLACEHOLDER
+    why: str = ""
+
+
+def unmanaged_form(path: str, mode: int, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Found:
+    """The archive form of an unmanaged file.
+
+    Parameters
+    ----------
+    path : below the prefix.
+    data : the whole file, or None where it is too large for that.
+    """
+    if data is not None and path.endswith(".dist-info/direct_url.json"):
+        return Found(direct_url_form(data, prefixes))
+    if data is not None and path == "conda-meta/history":
+        return Found(history_form(data))
+    if data is None:
+        hits = scan_unmanaged_text(pread, n_bytes, prefixes)
+    else:
+        hits = None if b"\0" in data else kernel.find_text(data, prefixes.spelled)
+    if hits is None:
+        return _binary_form(path, n_bytes, prefixes, pread, data)
+    return _text_form(path, mode, prefixes, pread, data, hits)
+
+
+# --- text (rows 8 and 12) --------------------------------------------------------------------------------------------
+
+
+def _text_form(
+    path: str, mode: int, prefixes: Prefixes, pread: PRead, data: bytes | None, hits: Sequence[tuple[int, int]]
+) -> Found:
+    head = data if data is not None else pread(1 << 16, 0)
+    kind = opaque_kind(head)
+    if kind is not None:
+        return Found(why=f"{kind} that names the prefix; never changed") if hits else Found()
+    header = script_header(head, prefixes, PLACEHOLDER) if mode & 0o111 else None
+    if not hits and header is None:
+        return Found()
+    kinds = [
+        spelling(pread(16, max(0, offset - 16)), path, min(offset, 16), prefixes.kinds[index]) for offset, index in hits
+    ]
+    form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER)
+    why = ""
+    if header is not None:
+        archive_header = relocatable_header(header.true, PLACEHOLDER, path, head[header.length :])
+        if archive_header is None:
+            why = "its first line needs bin/conda-unpack before it starts"
+        form = with_header(form, header, archive_header or header.true)
+    return Found(form, why=why)
+
+
+# --- opaque files (row 11) -------------------------------------------------------------------------------------------
+
+#: First bytes -> what it is. Containers with checksums, offsets or lengths over their content: never changed.
+_OPAQUE = (
+    (b"PK\x03\x04", "a zip file (zip, jar, whl, npz)"),
+    (b"PK\x05\x06", "a zip file (zip, jar, whl, npz)"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"\xfd7zXZ\0", "an xz file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z file"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"%PDF-", "a PDF file"),
+    (b"\xed\xab\xee\xdb", "an RPM package"),
+    (b"DIRC\0", "a git index"),
+    (b"hsqs", "a squashfs image"),
+    (b"!<arch>\ndebian-binary", "a Debian package"),
+)
+
+
+def opaque_kind(head: bytes) -> str | None:
+    """What kind of container a file is, of those that are never changed; None for any other file."""
+    if head[257:262] == b"ustar":
+        return "a tar file"
+    return next((kind for magic, kind in _OPAQUE if head.startswith(magic)), None)
+
+
+# --- binaries and wide text (rows 6, 6a, 10) -------------------------------------------------------------------------
+
+
+class _Hit(NamedTuple):
+    """A place that names a prefix: `kind` says in which characters, `prefix` which one; offsets in bytes."""
+
+    offset: int
+    stop: int
+    kind: str
+    prefix: bytes
+
+
+def _binary_form(path: str, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Found:
+    head = data[:512] if data is not None else pread(512, 0)
+    edits: list[Edit] = []
+    rewritten: list[tuple[int, int]] = []
+    if head.startswith(elf.MAGIC) and _find(prefixes.plain, pread, n_bytes, data):
+        for search in elf.search_paths(as_file(pread, n_bytes)):
+            new = elf.origin_path(path, search.text, prefixes.plain)
+            if new is not None:
+                edits.append(Edit(search.offset, len(search.text), new.ljust(len(search.text), b"\0")))
+                rewritten.append((search.offset, search.offset + len(search.text)))
+    found = _find(prefixes.in_binaries, pread, n_bytes, data)
+    if not found:
+        return Found(ArchiveForm(tuple(sorted(edits)), ()))
+    opaque = opaque_kind(head)
+    if opaque is not None:
+        return Found(why=f"{opaque} that names the prefix; never changed")
+    hits: list[_Hit] = []
+    unclear = 0
+    for offset, index in found:
+        needle = prefixes.in_binaries[index]
+        characters, prefix = prefixes.wide.get(needle, ("slash", needle))
+        hit = _Hit(offset, offset + len(needle), characters, prefix)
+        if any(start <= offset < stop for start, stop in rewritten):
+            continue
+        left, right = _boundaries(pread, n_bytes, hit)
+        if left and right:
+            hits.append(hit)
+        unclear += right and not left
+    why = "a binary that names the prefix where no path begins" if unclear else ""
+    if not hits:
+        return Found(ArchiveForm(tuple(sorted(edits)), ()), why=why)
+    if any(hit.kind in WIDE and not hit.prefix.isascii() for hit in hits):
+        return Found(ArchiveForm(tuple(sorted(edits)), ()), why="wide characters name a prefix beyond ASCII")
+    if data is not None and not edits and (kind := _wide_text(data, hits)) is not None:
+        return Found(_wide_text_form(data, hits, kind), why=why)
+    form, placeholder = _filled_form(pread, n_bytes, hits)
+    return Found(ArchiveForm(tuple(sorted([*edits, *form.edits])), form.relocations), placeholder, why)
+
+
+def _find(needles: Sequence[bytes], pread: PRead, n_bytes: int, data: bytes | None) -> list[tuple[int, int]]:
+    if not needles:
+        return []
+    if data is not None:
+        return kernel.find(data, needles)
+    return [(at + hit, index) for at, hit, index in big_hits(pread, n_bytes, needles)]
+
+
+def _characters(kind: str, data: bytes) -> bytes:
+    """The characters of some bytes, one byte for each; what is beyond ASCII stands as 0x80, a letter to the kernels."""
+    width = in_width(kind)
+    if width == 1:
+        return data
+    order = "little" if kind.endswith("le") else "big"
+    units = (int.from_bytes(data[k : k + width], order) for k in range(0, len(data) - width + 1, width))  # type: ignore[arg-type]
+    return bytes(unit if unit < 128 else 128 for unit in units)
+
+
+def in_width(kind: str) -> int:
+    """Bytes of a character: 1 for what is not wide."""
+    return {"utf-16": 2, "utf-32": 4}.get(kind[:6], 1)
+
+
+#: Characters on either side of a hit that decide whether a path begins or ends there (see `find_text`).
+_CONTEXT = 16
+
+
+def _boundaries(pread: PRead, n_bytes: int, hit: _Hit) -> tuple[bool, bool]:
+    """Whether a path begins where a hit does, and whether the prefix ends as a component of it."""
+    width = in_width(hit.kind)
+    reach = min(_CONTEXT, hit.offset // width) * width
+    before = _characters(hit.kind, pread(reach, hit.offset - reach) if reach else b"")
+    after = _characters(hit.kind, pread(min(_CONTEXT * width, n_bytes - hit.stop), hit.stop))
+    # In a binary the neighbours may be anything: one side at a time, with nothing on the other.
+    left = bool(kernel.find_text(before + hit.prefix, [hit.prefix])) and before[-1:] != b"\x7f"
+    right = bool(kernel.find_text(hit.prefix + after, [hit.prefix]))
+    return left, right
+
+
+def _wide_text(data: bytes, hits: Sequence[_Hit]) -> str | None:
+    """The encoding of a file that is text in wide characters from its beginning to its end; None if it is not."""
+    kinds = {in_width(hit.kind) for hit in hits}
+    for kind in WIDE:
+        if kinds != {in_width(kind)} or len(data) % in_width(kind):
+            continue
+        if any(_in_order(data, hit, kind) is None for hit in hits):
+            continue
+        try:
+            text = data.decode(kind)
+        except UnicodeDecodeError:
+            continue
+        if _PRINTABLE.sub("", text).isprintable():
+            return kind
+    return None
+
+
+_PRINTABLE = re.compile("[\t\n\r\f\ufeff\u200b-\u200f\u2028\u2029\xa0\xad]")
+
+
+def _in_order(data: bytes, hit: _Hit, kind: str) -> _Hit | None:
+    """A hit as it stands in characters of a kind, aligned from the file's start; None if it does not.
+
+    Between characters of ASCII, a path in one byte order is also the path in the other one, one byte further on (three
+    in UTF-32); to put another path there writes the same bytes either way.
+    """
+    width = in_width(kind)
+    if width != in_width(hit.kind):
+        return None
+    shift = 0 if kind == hit.kind else width - 1 if kind.endswith("le") else 1 - width
+    offset, stop = hit.offset + shift, hit.stop + shift
+    text = os.fsdecode(hit.prefix).encode(kind, "surrogatepass")
+    if offset % width or offset < 0 or data[offset:stop] != text:
+        return None
+    return _Hit(offset, stop, kind, hit.prefix)
+
+
+def _wide_text_form(data: bytes, hits: Sequence[_Hit], kind: str) -> ArchiveForm:
+    """Row 10 in text: the length may change."""
+    slot = len(PLACEHOLDER) * in_width(kind)
+    edits: list[Edit] = []
+    relocations: list[Relocation] = []
+    moved = 0
+    for found in hits:
+        hit = _in_order(data, found, kind)
+        assert hit is not None
+        item = Relocation(hit.offset + moved, kind, slot)
+        edits.append(Edit(hit.offset, hit.stop - hit.offset, in_slot(item, PLACEHOLDER)))
+        relocations.append(item)
+        moved += slot - (hit.stop - hit.offset)
+    return ArchiveForm(tuple(edits), tuple(relocations))
+
+
+def _filled_form(pread: PRead, n_bytes: int, hits: Sequence[_Hit]) -> tuple[ArchiveForm, bytes]:
+    """Row 6, and row 10 in a binary: nothing is ever shifted, the slot is what the prefix had, filled with slashes.
+
+    Several slashes behind the prefix, which an earlier filling left, belong to the slot, all but one. The placeholder
+    is the shortest of the prefixes named: it fits every slot.
+    """
+    placeholder = min((hit.prefix for hit in hits), key=lambda prefix: (len(prefix), prefix))
+    edits: list[Edit] = []
+    relocations: list[Relocation] = []
+    position = 0
+    for hit in hits:
+        if hit.offset < position:
+            continue  # the same wide characters, found in the other byte order
+        width = in_width(hit.kind)
+        slot = hit.stop - hit.offset + max(0, _slashes(pread, n_bytes, hit) - 1) * width
+        item = Relocation(hit.offset, hit.kind, slot, OPTIONAL)
+        new = in_slot(item, placeholder)
+        if pread(slot, hit.offset) != new:
+            edits.append(Edit(hit.offset, slot, new))
+        relocations.append(item)
+        position = hit.offset + slot
+    return ArchiveForm(tuple(edits), tuple(relocations)), placeholder
+
+
+def _slashes(pread: PRead, n_bytes: int, hit: _Hit) -> int:
+    """How many slashes stand behind a hit."""
+    width = in_width(hit.kind)
+    characters = _characters(hit.kind, pread(min(4096 * width, n_bytes - hit.stop), hit.stop))
+    return len(characters) - len(characters.lstrip(b"/"))
