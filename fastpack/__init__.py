@@ -8,14 +8,16 @@ from fastpack._version import VERSION as __version__
 from fastpack.errors import FastpackError
 
 if TYPE_CHECKING:
-    from fastpack.api import Environment, pack, relocate, unpack
+    from fastpack.api import Environment, inspect, pack, relocate, status, unpack, verify
 
-__all__ = ["Environment", "FastpackError", "__version__", "pack", "relocate", "unpack"]
+__all__ = [
+    "Environment", "FastpackError", "__version__", "inspect", "pack", "relocate", "status", "unpack", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """The API is loaded when it is first used: ``fastpack --version`` and ``unpack`` need no numpy."""
-    if name in ("Environment", "pack", "relocate", "unpack"):
+    if name in __all__:
         from fastpack import api  # noqa: PLC0415
 
         value = getattr(api, name)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastpack import environment, errors
+from fastpack import inspecting as _inspecting
 from fastpack import packing as _packing
 from fastpack import relocating as _relocating
 from fastpack import unpacking as _unpacking
-from fastpack.model import PackReport, RelocateReport, UnpackReport
+from fastpack import verifying as _verifying
+from fastpack.model import InspectReport, PackReport, RelocateReport, StatusReport, UnpackReport, VerifyReport
 
 
 class Environment(environment.Environment):
@@ -160,3 +162,18 @@ def unpack(
 def relocate(prefix: str, **options: Any) -> RelocateReport:
     """Put an environment's own prefix into its files, wherever it lies now: see `fastpack.relocating.relocate`."""
     return _relocating.relocate(os.fspath(prefix), **options)
+
+
+def verify(target: str, *, deep: bool = False, n_threads: int = 0) -> VerifyReport:
+    """Hold an archive, or an unpacked environment, against its manifest: see `fastpack.verifying.verify`."""
+    return _verifying.verify(os.fspath(target), deep=deep, n_threads=n_threads)
+
+
+def inspect(archive: str) -> InspectReport:
+    """What an archive says of itself: see `fastpack.inspecting.inspect`."""
+    return _inspecting.inspect(os.fspath(archive))
+
+
+def status(prefix: str) -> StatusReport:
+    """Where an environment thinks it lies, and whether that is true: see `fastpack.inspecting.status`."""
+    return _inspecting.status(os.fspath(prefix))

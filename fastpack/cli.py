@@ -1,166 +1,35 @@
-"""The command line: options -> calls; reports and errors -> text, JSON, exit codes. The only file that prints."""
+"""The command line: options -> calls, and what people read of the reports."""
 
 from __future__ import annotations
 
-import json
-import os
+import io
 import re
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastpack._version import VERSION
-from fastpack.errors import FastpackError
+from fastpack.console import SHOWN, Console, interrupt, run, size
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
-    from fastpack.model import PackReport, RelocateReport, UnpackReport, Warned
-
-SCHEMA = 1
-_SHOWN = 10
-
-
-class Console:
-    """What a command says: people read stderr, programs one JSON object on stdout."""
-
-    def __init__(self, command: str, quiet: bool, as_json: bool, json_to_stderr: bool = False) -> None:
-        self.command = command
-        self.quiet = quiet
-        self.as_json = as_json
-        self._json_to_stderr = json_to_stderr
-        self._progress: RichProgress | None = None
-        self._task: Any = None
-        self._stage = ""
-
-    def say(self, text: str) -> None:
-        """A line for people."""
-        if not self.quiet and not self.as_json:
-            print(text, file=sys.stderr)
-
-    def progress(self, stage: str, done: int, total: int, group: str) -> None:
-        """A bar in bytes with rate and time left; nothing where stderr is no terminal."""
-        if self.quiet or self.as_json or not sys.stderr.isatty():
-            return
-        if self._progress is None:
-            from rich.console import Console as RichConsole  # noqa: PLC0415 (terminals alone)
-            from rich.progress import (  # noqa: PLC0415
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
-
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[group]}"),
-                console=RichConsole(stderr=True), transient=True,
-            )  # fmt: skip
-            self._progress.start()
-        if stage != self._stage:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(stage, total=total or None, group=group)
-            self._stage = stage
-        self._progress.update(self._task, completed=done, total=total or None, group=group[:40])
-
-    def stop(self) -> None:
-        """Take the bar off the screen."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-    def finish(
-        self, code: int, result: dict[str, Any] | None, warnings: tuple[Warned, ...], error: dict[str, Any] | None
-    ) -> None:
-        """The JSON object, if it was asked for."""
-        if not self.as_json:
-            return
-        answer = {
-            "schema": SCHEMA,
-            "command": self.command,
-            "ok": code == 0,
-            "exit_code": code,
-            "error": error,
-            "warnings": [warning.as_dict() for warning in warnings],
-            "result": result,
-        }
-        print(json.dumps(answer), file=sys.stderr if self._json_to_stderr else sys.stdout, flush=True)
+    from fastpack.model import (
+        CatReport,
+        InspectReport,
+        ListReport,
+        PackReport,
+        RelocateReport,
+        StatusReport,
+        UnpackReport,
+        VerifyReport,
+    )
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """The first signal ends the work; further ones do not disturb the cleaning up."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], None]) -> None:
-    """Do a command's work; print what came of it; exit with its code."""
-    code = 0
-    result: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
-    warnings: tuple[Warned, ...] = ()
-    try:
-        report = work()
-        console.stop()
-        result, warnings = report.as_dict(), report.warnings
-        describe(report)
-        for warning in warnings[:_SHOWN]:
-            place = f"{warning.path}: " if warning.path and warning.path not in warning.message else ""
-            console.say(f"warning: {place}{warning.message}")
-        if len(warnings) > _SHOWN:
-            console.say(f"warning: and {len(warnings) - _SHOWN} more; --json lists them all")
-    except FastpackError as failure:
-        code, error = failure.exit_code, failure.as_dict()
-        console.stop()
-        _fail(console, str(failure))
-    except KeyboardInterrupt:
-        code = 130
-        error = {"class": "Interrupted", "message": "interrupted", "path": None, "expected": None, "found": None,
-                 "hint": None}  # fmt: skip
-        console.stop()
-        _fail(console, "interrupted")
-    except BrokenPipeError:
-        code = 1
-        error = {"class": "BrokenPipeError", "message": "the reader of the output went away", "path": None,
-                 "expected": None, "found": None, "hint": None}  # fmt: skip
-        console.stop()
-        _fail(console, "the reader of the output went away")
-    except Exception as failure:
-        code = 1
-        error = {"class": type(failure).__name__, "message": str(failure), "path": None, "expected": None,
-                 "found": None, "hint": "this is a bug: please report it with the traceback"}  # fmt: skip
-        console.stop()
-        traceback.print_exc()
-    try:
-        console.finish(code, result, warnings, error)
-    except OSError as failure:
-        print(f"fastpack {console.command}: the JSON cannot be written ({failure.strerror})", file=sys.stderr)
-        os._exit(code or 1)  # a second try at flushing would only fail again
-    sys.exit(code)
-
-
-def _fail(console: Console, text: str) -> None:
-    if not console.as_json:
-        print(f"fastpack {console.command}: {text}", file=sys.stderr)
-
-
-def size(n_bytes: float) -> str:
-    """A size for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    raise AssertionError
+def printable(text: str) -> str:
+    """A name for a terminal: control characters and bytes that are no text escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
 class _Filters(click.Command):
@@ -271,10 +140,10 @@ def pack(
         )
         if report.longest_prefix is not None:
             console.say(f"it can be unpacked at any path of up to {report.longest_prefix} bytes")
-        for row in report.not_relocated[:_SHOWN]:
+        for row in report.not_relocated[:SHOWN]:
             console.say(f"not relocated: {row['path']}: {row['why']}")
-        if len(report.not_relocated) > _SHOWN:
-            console.say(f"not relocated: and {len(report.not_relocated) - _SHOWN} more; --json lists them all")
+        if len(report.not_relocated) > SHOWN:
+            console.say(f"not relocated: and {len(report.not_relocated) - SHOWN} more; --json lists them all")
 
     run(console, work, describe)
 
@@ -342,8 +211,170 @@ def relocate(
             f"{report.root}: {report.n_written} files relocated, {report.n_unchanged} right already, "
             f"{report.n_added} new ones recorded; {report.elapsed_seconds:.1f} s"
         )
-        for path in report.left[:_SHOWN]:
+        for path in report.left[:SHOWN]:
             console.say(f"left as it is, since it was changed or removed after unpacking: {path}")
+
+    run(console, work, describe)
+
+
+@cli.command()
+@click.argument("target", metavar="ARCHIVE|PREFIX")
+@click.option("--deep", is_flag=True, help="Rebuild the packages' files and hold them against their own sha256.")
+@_threads
+@_quiet
+@_json
+def verify(target: str, deep: bool, n_threads: int, quiet: bool, as_json: bool) -> None:
+    """Hold an archive, or an unpacked environment, against what its manifest says."""
+    console = Console("verify", quiet, as_json)
+
+    def work() -> VerifyReport:
+        from fastpack import verifying  # noqa: PLC0415
+
+        return verifying.verify(target, deep=deep, n_threads=n_threads, progress=console.progress)
+
+    def describe(report: VerifyReport) -> None:
+        console.say(
+            f"{report.target}: {report.n_files} files, {size(report.n_bytes)}, {len(report.problems)} problems"
+            + (f", {report.n_proven} files rebuilt as their packages have them" if report.deep else "")
+            + f"; {report.elapsed_seconds:.1f} s"
+        )
+        for group in report.groups:
+            states = {key: value for key, value in group.items() if key not in ("kind", "name", "version")}
+            if set(states) - {"intact", "relocated"}:
+                counts = ", ".join(f"{value} {key}" for key, value in states.items())
+                console.say(f"  {group['kind']} {group['name']} {group['version']}".rstrip() + f": {counts}")
+        for problem in report.problems[:SHOWN]:
+            console.say(f"problem: {problem['path'] or report.target}: {problem['what']}")
+        if len(report.problems) > SHOWN:
+            console.say(f"problem: and {len(report.problems) - SHOWN} more; --json lists them all")
+        for path in report.extra[:SHOWN]:
+            console.say(f"extra: {path}")
+        if len(report.extra) > SHOWN:
+            console.say(f"extra: and {len(report.extra) - SHOWN} more; --json lists them all")
+
+    run(console, work, describe)
+
+
+@cli.command()
+@click.argument("archive")
+@_json
+def inspect(archive: str, as_json: bool) -> None:
+    """Say what ARCHIVE holds: packages, groups, relocations, requirements."""
+    console = Console("inspect", False, as_json)
+
+    def work() -> InspectReport:
+        from fastpack import inspecting  # noqa: PLC0415
+
+        return inspecting.inspect(archive)
+
+    def describe(report: InspectReport) -> None:
+        ratio = report.packed_bytes / report.plain_bytes if report.plain_bytes else 1
+        needs = report.requires
+        glibc = f", glibc {needs['glibc']} ({needs.get('glibc_file')})" if needs.get("glibc") else ""
+        limit = "of any length" if report.longest_prefix is None else f"of up to {report.longest_prefix} bytes"
+        console.show(f"{report.archive}: {report.format}, level {report.level}, by fastpack {report.fastpack}")
+        console.show(f"archive id: {report.archive_id}")
+        console.show(
+            f"{report.n_files} files, {report.n_hardlinks} hard links, {report.n_links} symbolic links,"
+            f" {report.n_directories} directories in {report.n_frames} frames;"
+            f" {size(report.packed_bytes)}, {ratio:.0%} of {size(report.plain_bytes)}"
+        )
+        console.show(f"requires: {needs.get('platform')} {needs.get('arch')}{glibc}")
+        if report.dest_prefix is not None:
+            console.show(f"placed for {report.dest_prefix}")
+        by = f" ({report.limited_by} limits it)" if report.limited_by else ""
+        console.show(f"prefixes {limit}{by}" + (", of ASCII characters" if report.ascii_only else ""))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.relocations.items()) or "none"
+        console.show(f"relocations in {report.n_relocated_files} files: {kinds}")
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in report.verdicts.items()) or "none"
+        console.show(f"managed files: {verdicts}")
+        if report.left_out:
+            console.show("left out: " + ", ".join(f"{count} {why}" for why, count in report.left_out.items()))
+        for row in report.not_relocated:
+            console.show(f"not relocated: {row['path']}: {row['why']}")
+        for limited in report.limited:
+            console.show(f"relocated only to up to {limited['longest_prefix']} bytes: {limited['path']}")
+        console.show(f"{'packed':>10} {'plain':>10} {'ratio':>6} {'files':>7}  group")
+        for group in sorted(report.groups, key=lambda row: -int(str(row["packed_bytes"]))):
+            packed, plain = int(str(group["packed_bytes"])), int(str(group["plain_bytes"]))
+            share = f"{packed / plain:.0%}" if plain else ""
+            name = f"{group['kind']} {group['name']} {group['version']}".strip()
+            console.show(f"{size(packed):>10} {size(plain):>10} {share:>6} {group['n_files']!s:>7}  {name}")
+
+    run(console, work, describe)
+
+
+@cli.command("ls")
+@click.argument("archive")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@_json
+def list_(archive: str, patterns: tuple[str, ...], as_json: bool) -> None:
+    """List ARCHIVE's members, or those that match or lie below a PATTERN."""
+    console = Console("ls", False, as_json)
+
+    def work() -> ListReport:
+        from fastpack import inspecting  # noqa: PLC0415
+
+        return inspecting.members(archive, patterns)
+
+    def describe(report: ListReport) -> None:
+        letters = {"file": "-", "directory": "d", "link": "l", "hardlink": "h"}
+        for row in report.members:
+            when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(str(row["mtime"]))))
+            arrow = f" -> {printable(str(row['target']))}" if row["target"] else ""
+            console.show(
+                f"{letters[str(row['kind'])]}{row['mode']} {row['size']!s:>12} {when}"
+                f" {printable(str(row['path']))}{arrow}"
+            )
+
+    run(console, work, describe)
+
+
+@cli.command()
+@click.argument("archive")
+@click.argument("path")
+@_json
+def cat(archive: str, path: str, as_json: bool) -> None:
+    """Write one file of ARCHIVE to standard output, as it lies in the archive, reading only the frames that hold it."""
+    console = Console("cat", False, as_json)
+
+    def work() -> CatReport:
+        from fastpack import inspecting  # noqa: PLC0415
+
+        if as_json:
+            return inspecting.cat(archive, path, None)
+        report = inspecting.cat(archive, path, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return report
+
+    run(console, work, lambda report: None)
+
+
+@cli.command()
+@click.argument("prefix")
+@_json
+def status(prefix: str, as_json: bool) -> None:
+    """Say where the environment at PREFIX thinks it lies, whether that is true, and what to run."""
+    console = Console("status", False, as_json)
+
+    def work() -> StatusReport:
+        from fastpack import inspecting  # noqa: PLC0415
+
+        return inspecting.status(prefix)
+
+    def describe(report: StatusReport) -> None:
+        says = {
+            "right": f"lies where its files say: {report.prefix}",
+            "moved": f"was moved: its files name {report.prefix}",
+            "archive form": "was unpacked by tar alone and names no prefix yet",
+            "interrupted": "was left half relocated",
+            "incomplete": "was not unpacked to its end",
+            "broken": "cannot be understood",
+            "foreign": "was not made by fastpack",
+        }
+        console.show(f"{report.root}: {says[report.condition]}")
+        if report.advice:
+            console.show(report.advice)
 
     run(console, work, describe)
 
@@ -369,7 +400,10 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
 def main() -> None:
     """The program: signals end in exit code 130, and a wrong usage answers in JSON too where that was asked for."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names on disk may be no text
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as failure:

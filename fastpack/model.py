@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
+from fastpack.errors import FastpackError, VerifyFailed
+
 #: The format's own placeholder (255 bytes): stands in files that no package manager wrote with one.
 PLACEHOLDER = b"/opt/fastpack/" + b"_placehold" * 24 + b"_"
 
@@ -133,6 +135,10 @@ class Report:
         """The object that stands under ``result`` in ``--json`` output."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "warnings"}  # type: ignore[arg-type]
 
+    def failure(self) -> FastpackError | None:
+        """What a command that has done its work still ends with, if not with success (verify)."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class PackReport(Report):
@@ -192,4 +198,109 @@ class RelocateReport(Report):
     n_added: int
     left: tuple[str, ...]
     elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport(Report):
+    """What `verify` found. `problems` are what is not as the manifest says: path (or "") and what is wrong.
+
+    `groups` has, for each group of the archive, how many of its files are in which condition.
+    """
+
+    target: str
+    kind: str  # archive or prefix
+    archive_id: str
+    deep: bool
+    n_files: int
+    n_frames: int
+    n_bytes: int
+    n_proven: int  # with `deep`: files whose normal form has the package's own sha256
+    prefix: str | None  # the one that files name
+    groups: tuple[dict[str, object], ...]
+    problems: tuple[dict[str, str], ...]
+    extra: tuple[str, ...]
+    elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+    def failure(self) -> FastpackError | None:
+        if not self.problems:
+            return None
+        first = self.problems[0]
+        more = f", and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
+        return VerifyFailed(f"{first['what']}{more}", path=first["path"] or self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport(Report):
+    """What an archive says of itself. Sizes in bytes; `packed_bytes` of a group are its frames'."""
+
+    archive: str
+    archive_id: str
+    format: str
+    fastpack: str
+    level: int
+    libraries: dict[str, str]
+    arcroot: str
+    dest_prefix: str | None
+    requires: dict[str, str]
+    longest_prefix: int | None
+    limited_by: str | None
+    ascii_only: str | None
+    strict: bool
+    pad: tuple[str, ...]
+    n_files: int
+    n_directories: int
+    n_links: int
+    n_hardlinks: int
+    n_frames: int
+    plain_bytes: int
+    packed_bytes: int
+    packages: tuple[dict[str, str], ...]
+    groups: tuple[dict[str, object], ...]
+    relocations: dict[str, int]  # by kind
+    n_relocated_files: int
+    verdicts: dict[str, int]
+    not_relocated: tuple[dict[str, str], ...]
+    limited: tuple[dict[str, object], ...]
+    left_out: dict[str, int]
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class ListReport(Report):
+    """The members of an archive: path, kind, mode, size in bytes, mtime in seconds, group, target of a link."""
+
+    archive: str
+    members: tuple[dict[str, object], ...]
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class CatReport(Report):
+    """One file of an archive; `content` is its bytes in base64, or None if they were written out."""
+
+    archive: str
+    path: str
+    n_bytes: int
+    digest: str
+    content: str | None
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport(Report):
+    """Where an environment thinks it lies, and whether that is true.
+
+    `condition` is ``right``, ``moved``, ``archive form`` (unpacked by tar alone), ``interrupted``, ``incomplete``,
+    ``broken`` or ``foreign``; `advice` is what to run.
+    """
+
+    root: str
+    condition: str
+    prefix: str | None
+    archive_id: str | None
+    n_relocated_files: int
+    pad: tuple[str, ...]
+    advice: str | None
     warnings: tuple[Warned, ...] = field(default=())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastpack import container, digest
 from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive
+from fastpack.frames import Locator, read_manifest
 from fastpack.manifest import BROKEN, Manifest, Member
 from fastpack.model import Kind
 
@@ -86,6 +89,18 @@ class FrameReader:
             if frame.offset + frame.packed_bytes > size:
                 raise DamagedArchive(f"the archive is cut off in frame {index}", found=f"{size} bytes")
 
+    def packed(self, index: int) -> bytes:
+        """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""
+        frame = self._manifest.frames[index]
+        packed = os.pread(self._descriptor, frame.packed_bytes, frame.offset)
+        if len(packed) != frame.packed_bytes:
+            raise DamagedArchive(f"the archive is cut off in frame {index}")
+        return packed
+
+    def frames_of(self, member: int) -> list[int]:
+        """The frames that hold a member, in order."""
+        return [index for index, segments in enumerate(self.layout) if any(s.member == member for s in segments)]
+
     def read(self, index: int) -> list[tuple[Segment, memoryview, list[bytes]]]:
         """A frame's segments with their data and slice digests.
 
@@ -94,10 +109,7 @@ class FrameReader:
         DamagedArchive : it is not what the manifest says; nothing of it was used.
         """
         frame = self._manifest.frames[index]
-        packed = os.pread(self._descriptor, frame.packed_bytes, frame.offset)
-        if len(packed) != frame.packed_bytes:
-            raise DamagedArchive(f"the archive is cut off in frame {index}")
-        plain = memoryview(self._codec.decompress(packed, frame.plain_bytes))
+        plain = memoryview(self._codec.decompress(self.packed(index), frame.plain_bytes))
         found: list[tuple[Segment, memoryview, list[bytes]]] = []
         hashed: list[bytes] = []
         end = 0
@@ -124,15 +136,81 @@ class FrameReader:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive of fastpack's, open for reading."""
+
+    path: str
+    descriptor: int
+    codec: Codec
+    locator: Locator
+    manifest: Manifest
+    reader: FrameReader
+
+    @property
+    def archive_id(self) -> str:
+        return self.locator.archive_id.hex()
+
+    def content(self, index: int) -> Iterator[memoryview]:
+        """A file's bytes as they lie in the archive, frame by frame; the last piece only if its digest is right."""
+        member = self.manifest.members[index]
+        slices: list[bytes] = []
+        for frame in self.reader.frames_of(index):
+            for segment, data, found in self.reader.read(frame):
+                if segment.member != index:
+                    continue
+                slices += found
+                if segment.stop == member.n_bytes and digest.file_digest(slices) != member.digest:
+                    raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
+                yield data
+
+
+@contextmanager
+def open_archive(path: str) -> Iterator[Archive]:
+    """Open an archive of fastpack's, and read its manifest.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive : also for one that fastpack did not make.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DamagedArchive(
+            f"the archive cannot be opened ({error.strerror})", path=path, hint="give the path of an archive"
+        ) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DamagedArchive("that is no file that can be read from its end", path=path, hint="give it as a file")
+        found = read_manifest(descriptor, path)
+        if found is None:
+            raise DamagedArchive(
+                "fastpack did not make this archive, or its end is missing",
+                path=path,
+                hint="fastpack unpack tells more",
+            )
+        codec, locator, manifest = found
+        yield Archive(path, descriptor, codec, locator, manifest, FrameReader(descriptor, codec, manifest))
+    except OSError as error:
+        raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=path) from None
+    except DamagedArchive as error:
+        error.path = error.path or path
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFile]:
     """The relocations, from their member near the archive's end, and every check that needs no file's bytes."""
     wanted = next((i for i, member in enumerate(manifest.members) if member.path == RELOCATIONS), None)
     if wanted is None:
         raise DamagedArchive("the archive has no relocations", path=RELOCATIONS)
-    parts: list[bytes] = []
-    for index, segments in enumerate(reader.layout):
-        if any(segment.member == wanted for segment in segments):
-            parts += [bytes(data) for segment, data, _ in reader.read(index) if segment.member == wanted]
+    parts = [
+        bytes(data)
+        for index in reader.frames_of(wanted)
+        for segment, data, _ in reader.read(index)
+        if segment.member == wanted
+    ]
     return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastpack.errors import BadRecord, Unreadable
@@ -20,18 +20,38 @@ def read_records(prefix: str) -> list[Record]:
     """
     folder = os.path.join(prefix, "conda-meta")
     names = sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
-    raw = [(f"conda-meta/{name}", _load(os.path.join(folder, name))) for name in names]
-    site_packages = site_packages_path([table for _, table in raw])
-    return [_record(path, table, prefix, site_packages) for path, table in raw]
+    raw: dict[str, bytes] = {}
+    for name in names:
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                raw[f"conda-meta/{name}"] = file.read()
+        except OSError as error:
+            path = os.path.join(folder, name)
+            raise Unreadable(f"a conda-meta record cannot be read ({error.strerror})", path=path) from None
+    return parse_records(raw, prefix, lambda path: os.path.lexists(os.path.join(prefix, path)))
 
 
-def _load(path: str) -> dict[str, Any]:
+def parse_records(raw: Mapping[str, bytes], prefix: str, exists: Callable[[str], bool]) -> list[Record]:
+    """Records from their bytes, by path below the prefix.
+
+    Parameters
+    ----------
+    prefix : where they lie, for messages.
+    exists : whether a path below the prefix is there.
+
+    Raises
+    ------
+    BadRecord
+    """
+    tables = {path: _load(os.path.join(prefix, path), data) for path, data in raw.items()}
+    site_packages = site_packages_path(tables.values())
+    return [_record(path, table, prefix, site_packages, exists) for path, table in tables.items()]
+
+
+def _load(path: str, data: bytes) -> dict[str, Any]:
     hint = "reinstall that package, or remove the file if it is no record"
     try:
-        with open(path, "rb") as file:
-            table = json.loads(file.read().decode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise Unreadable(f"a conda-meta record cannot be read ({error.strerror})", path=path) from None
+        table = json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"a conda-meta record is not JSON ({error})", path=path, hint=hint) from None
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
@@ -58,7 +78,9 @@ def site_packages_path(tables: Iterable[dict[str, Any]]) -> str | None:
     return None
 
 
-def _record(path: str, table: dict[str, Any], prefix: str, site_packages: str | None) -> Record:
+def _record(
+    path: str, table: dict[str, Any], prefix: str, site_packages: str | None, exists: Callable[[str], bool]
+) -> Record:
     noarch = table.get("noarch")
     if isinstance(noarch, dict):  # conda before 4.4 wrote an object here
         noarch = noarch.get("type")
@@ -71,7 +93,7 @@ def _record(path: str, table: dict[str, Any], prefix: str, site_packages: str | 
     try:
         for row in rows or []:
             entry = PathEntry(
-                path=_installed(str(row["_path"]), is_python, site_packages, prefix),
+                path=_installed(str(row["_path"]), is_python, site_packages, exists),
                 path_type=str(row.get("path_type") or "hardlink"),
                 sha256=_text(row.get("sha256")),
                 sha256_in_prefix=_text(row.get("sha256_in_prefix")),
@@ -82,7 +104,7 @@ def _record(path: str, table: dict[str, Any], prefix: str, site_packages: str | 
             entries.append(entry)
             seen.add(entry.path)
         for name in table.get("files") or []:
-            installed = _installed(str(name), is_python, site_packages, prefix)
+            installed = _installed(str(name), is_python, site_packages, exists)
             if installed not in seen:
                 entries.append(PathEntry(installed))
                 seen.add(installed)
@@ -111,9 +133,9 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _installed(path: str, is_python: bool, site_packages: str | None, prefix: str) -> str:
+def _installed(path: str, is_python: bool, site_packages: str | None, exists: Callable[[str], bool]) -> str:
     """Where a record's path lies: some clients record a noarch package's paths as the package has them."""
-    if is_python and not os.path.lexists(os.path.join(prefix, path)):
+    if is_python and not exists(path):
         if site_packages is not None and path.startswith("site-packages/"):
             return site_packages + path[len("site-packages") :]
         if path.startswith("python-scripts/"):

@@ -43,11 +43,11 @@ def test_imports_go_down() -> None:
             assert order[name] < order[path.stem], f"{path.stem} imports {name}, which stands after it"
 
 
-def test_only_the_command_line_prints() -> None:
+def test_only_the_console_prints() -> None:
     for path in PACKAGE.glob("*.py"):
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
-        assert not prints or path.stem == "cli", path
+        assert not prints or path.stem == "console", path
 
 
 def test_only_parallel_starts_threads() -> None:

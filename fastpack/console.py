@@ -1,0 +1,167 @@
+"""What a command says: text for people, one JSON object for programs, exit codes. The only file that prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fastpack.errors import FastpackError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+    from fastpack.model import Warned
+
+SCHEMA = 1
+#: Rows of a list that people are shown; --json has them all.
+SHOWN = 10
+
+
+class Console:
+    """What a command says: people read stderr, programs one JSON object on stdout."""
+
+    def __init__(self, command: str, quiet: bool, as_json: bool, json_to_stderr: bool = False) -> None:
+        self.command = command
+        self.quiet = quiet
+        self.as_json = as_json
+        self._json_to_stderr = json_to_stderr
+        self._progress: RichProgress | None = None
+        self._task: Any = None
+        self._stage = ""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self.quiet and not self.as_json:
+            print(text, file=sys.stderr)
+
+    def show(self, text: str) -> None:
+        """A line of what was asked for, on standard output."""
+        if not self.as_json:
+            print(text)
+
+    def progress(self, stage: str, done: int, total: int, group: str) -> None:
+        """A bar in bytes with rate and time left; nothing where stderr is no terminal."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            return
+        if self._progress is None:
+            from rich.console import Console as RichConsole  # noqa: PLC0415 (terminals alone)
+            from rich.progress import (  # noqa: PLC0415
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[group]}"),
+                console=RichConsole(stderr=True), transient=True,
+            )  # fmt: skip
+            self._progress.start()
+        if stage != self._stage:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(stage, total=total or None, group=group)
+            self._stage = stage
+        self._progress.update(self._task, completed=done, total=total or None, group=group[:40])
+
+    def stop(self) -> None:
+        """Take the bar off the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def finish(
+        self, code: int, result: dict[str, Any] | None, warnings: tuple[Warned, ...], error: dict[str, Any] | None
+    ) -> None:
+        """The JSON object, if it was asked for."""
+        if not self.as_json:
+            return
+        answer = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "ok": code == 0,
+            "exit_code": code,
+            "error": error,
+            "warnings": [warning.as_dict() for warning in warnings],
+            "result": result,
+        }
+        print(json.dumps(answer), file=sys.stderr if self._json_to_stderr else sys.stdout, flush=True)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """The first signal ends the work; further ones do not disturb the cleaning up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], None]) -> None:
+    """Do a command's work; print what came of it; exit with its code."""
+    code = 0
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    warnings: tuple[Warned, ...] = ()
+    try:
+        report = work()
+        console.stop()
+        result, warnings = report.as_dict(), report.warnings
+        describe(report)
+        failure = report.failure()
+        for warning in warnings[:SHOWN]:
+            place = f"{warning.path}: " if warning.path and warning.path not in warning.message else ""
+            console.say(f"warning: {place}{warning.message}")
+        if len(warnings) > SHOWN:
+            console.say(f"warning: and {len(warnings) - SHOWN} more; --json lists them all")
+        if failure is not None:
+            raise failure
+    except FastpackError as failure:
+        code, error = failure.exit_code, failure.as_dict()
+        console.stop()
+        _fail(console, str(failure))
+    except KeyboardInterrupt:
+        code = 130
+        error = {"class": "Interrupted", "message": "interrupted", "path": None, "expected": None, "found": None,
+                 "hint": None}  # fmt: skip
+        console.stop()
+        _fail(console, "interrupted")
+    except BrokenPipeError:
+        code = 1
+        error = {"class": "BrokenPipeError", "message": "the reader of the output went away", "path": None,
+                 "expected": None, "found": None, "hint": None}  # fmt: skip
+        console.stop()
+        _fail(console, "the reader of the output went away")
+    except Exception as failure:
+        code = 1
+        error = {"class": type(failure).__name__, "message": str(failure), "path": None, "expected": None,
+                 "found": None, "hint": "this is a bug: please report it with the traceback"}  # fmt: skip
+        console.stop()
+        traceback.print_exc()
+    try:
+        console.finish(code, result, warnings, error)
+    except OSError as failure:
+        print(f"fastpack {console.command}: the JSON cannot be written ({failure.strerror})", file=sys.stderr)
+        os._exit(code or 1)  # a second try at flushing would only fail again
+    sys.exit(code)
+
+
+def _fail(console: Console, text: str) -> None:
+    if not console.as_json:
+        print(f"fastpack {console.command}: {text}", file=sys.stderr)
+
+
+def size(n_bytes: float) -> str:
+    """A size for people, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000 or unit == "GB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    raise AssertionError
