@@ -185,7 +185,29 @@ def _has_its_value(item: Relocation) -> bool:
     return value is None and item.kind in _TEXTS
 
 
-def write_relocations(files: Iterable[RelocatedFile]) -> bytes:
+def read_directories(data: bytes) -> list[tuple[str, int]]:
+    """Directories that are stricter than u+rwx and their modes, from ``relocations.json``, the deepest first.
+
+    ValueError if that is not what is there.
+    """
+    rows = []
+    for row in json.loads(data.decode("ascii")).get("directories", []):
+        path, mode = row
+        if not isinstance(path, str) or not isinstance(mode, int) or {"", ".", ".."} & set(path.split("/")):
+            raise ValueError("a directory that may lead out of the environment: %r" % (path,))
+        rows.append((path, mode & 0o777))
+    return sorted(rows, key=lambda row: -row[0].count("/"))
+
+
+def set_directories(root: str, directories: Iterable[tuple[str, int]]) -> None:
+    """Give directories their modes, last of all: an archive has them u+rwx, or tar could not fill them."""
+    for path, mode in directories:
+        full = os.path.join(root, path)
+        if os.path.isdir(full) and not os.path.islink(full):
+            os.chmod(full, mode)
+
+
+def write_relocations(files: Iterable[RelocatedFile], directories: Sequence[tuple[str, int]] = ()) -> bytes:
     """The bytes of ``relocations.json`` (ASCII, names by surrogateescape)."""
     placeholders: list[bytes] = []
     rows = []
@@ -208,6 +230,8 @@ def write_relocations(files: Iterable[RelocatedFile]) -> bytes:
         "placeholders": [os.fsdecode(placeholder) for placeholder in placeholders],
         "files": rows,
     }
+    if directories:
+        table["directories"] = [list(row) for row in directories]
     return json.dumps(table, separators=(",", ":")).encode("ascii")
 
 

@@ -308,6 +308,8 @@ def _binary_normal_form(
     Tried as conda pads, and as ``--pad slash`` does: there the prefix stands with slashes up to the slot's length.
     """
     filled = [needle.ljust(len(placeholder), b"/") for needle in needles if len(needle) < len(placeholder)]
+    # conda leaves the placeholder where no NUL follows it in the file (row 2).
+    needles = sorted({*needles, placeholder}, key=lambda needle: (-len(needle), needle))
     results: list[tuple[ArchiveForm, str]] = []
     for kind, chosen_needles in (("binary", needles), ("slash", filled)):
         strings = scan_binary(pread, file.n_bytes, chosen_needles, len(placeholder)) if chosen_needles else []

@@ -71,7 +71,9 @@ def install(packages: Sequence[MadePackage], prefix: str, history: bool = True) 
     """Install packages into a prefix and write their ``conda-meta`` records, as a client of their style does."""
     os.makedirs(os.path.join(prefix, "conda-meta"), exist_ok=True)
     if history:
-        with open(os.path.join(prefix, "conda-meta", "history"), "w", encoding="utf-8") as file:
+        with open(
+            os.path.join(prefix, "conda-meta", "history"), "w", encoding="utf-8", errors="surrogateescape"
+        ) as file:
             file.write("==> 2024-05-06 07:08:09 <==\n")
             file.write(f"# cmd: /opt/conda/bin/conda create -p {prefix} {' '.join(p.name for p in packages)}\n")
             file.write("# conda version: 24.5.0\n")
@@ -81,7 +83,7 @@ def install(packages: Sequence[MadePackage], prefix: str, history: bool = True) 
         rows = [_install_file(prefix, path, made, package.style) for path, made in package.files.items()]
         record = _record(package, rows)
         name = f"{package.name}-{package.version}-{package.build}.json"
-        with open(os.path.join(prefix, "conda-meta", name), "w", encoding="utf-8") as file:
+        with open(os.path.join(prefix, "conda-meta", name), "w", encoding="utf-8", errors="surrogateescape") as file:
             json.dump(record, file, indent=2, ensure_ascii=False)
 
 

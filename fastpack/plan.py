@@ -214,8 +214,10 @@ def make_plan(
         "dest_prefix": dest_prefix,
     }
     first = _content(PACK_JSON, json.dumps(pack_json, indent=1).encode("ascii") + b"\n", 0o644)
-    last = _content(RELOCATIONS, write_relocations(relocated), 0o644)
-    everything = [first, *_directories(env, members, arcroot, private, excluded), *members, last]
+    directories = list(_directories(env, members, arcroot, private, excluded))
+    strict_modes = [(member.path, member.final_mode) for member in directories if member.final_mode is not None]
+    last = _content(RELOCATIONS, write_relocations(relocated, strict_modes), 0o644)
+    everything = [first, *directories, *members, last]
     for member in members:
         left_out.pop(member.path, None)
     return Plan(

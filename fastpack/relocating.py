@@ -18,10 +18,12 @@ from fastpack._place_py import (
     begin_state,
     check_pad,
     place,
+    read_directories,
     read_relocations,
     read_state,
     relocate_tree,
     replace_file,
+    set_directories,
     unplace,
     unplaced_lengths,
     unwritable,
@@ -83,7 +85,8 @@ def relocate(
         )
     try:
         with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            files = read_relocations(file.read())
+            table = file.read()
+        files, directories = read_relocations(table), read_directories(table)
         state = read_state(root)
     except FileNotFoundError:
         raise NotAnEnvironment(
@@ -125,7 +128,7 @@ def relocate(
             n_added = len(added)
             if added or kept != files:
                 files = sorted([*kept, *added], key=lambda file: os.fsencode(file.path))
-                replace_file(os.path.join(root, RELOCATIONS), [write_relocations(files)], 0o644, None)
+                replace_file(os.path.join(root, RELOCATIONS), [write_relocations(files, directories)], 0o644, None)
         total = sum(file.n_bytes for file in files)
         done = 0
 
@@ -140,6 +143,7 @@ def relocate(
         result = relocate_tree(root, target, files, begun, KERNELS, one)
         warnings += unsigned_warnings(result.unsigned)
         write_state(root, archive_id, begun, result.signed)
+        set_directories(root, directories)
     except OSError as error:
         raise explain_os_error(error, error.filename or root) from None
     return RelocateReport(

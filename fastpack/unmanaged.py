@@ -149,20 +149,21 @@ def _binary_form(path: str, n_bytes: int, prefixes: Prefixes, pread: PRead, data
     for offset, index in found:
         needle = prefixes.in_binaries[index]
         characters, prefix = prefixes.wide.get(needle, ("slash", needle))
-        hit = _Hit(offset, offset + len(needle), characters, prefix)
         if any(start <= offset < stop for start, stop in rewritten):
             continue
-        left, right = _boundaries(pread, n_bytes, hit)
-        if left and right:
-            hits.append(hit)
-        unclear += right and not left
+        readings = _readings(pread, n_bytes, _Hit(offset, offset + len(needle), characters, prefix))
+        judged = [(*_boundaries(pread, n_bytes, reading), reading) for reading in readings]
+        clear = next((reading for left, right, reading in judged if left and right), None)
+        if clear is not None:
+            hits.append(clear)
+        unclear += clear is None and any(right for _, right, _ in judged)
     why = "a binary that names the prefix where no path begins" if unclear else ""
     if not hits:
         return Found(ArchiveForm(tuple(sorted(edits)), ()), why=why)
     if any(hit.kind in WIDE and not hit.prefix.isascii() for hit in hits):
         return Found(ArchiveForm(tuple(sorted(edits)), ()), why="wide characters name a prefix beyond ASCII")
     if data is not None and not edits and (kind := _wide_text(data, hits)) is not None:
-        return Found(_wide_text_form(data, hits, kind), why=why)
+        return Found(_wide_text_form(hits, kind), why=why)
     form, placeholder = _filled_form(pread, n_bytes, hits)
     return Found(ArchiveForm(tuple(sorted([*edits, *form.edits])), form.relocations), placeholder, why)
 
@@ -176,13 +177,19 @@ def _find(needles: Sequence[bytes], pread: PRead, n_bytes: int, data: bytes | No
 
 
 def _characters(kind: str, data: bytes) -> bytes:
-    """The characters of some bytes, one byte for each; what is beyond ASCII stands as 0x80, a letter to the kernels."""
+    """The characters of some bytes, one byte for each: a letter beyond ASCII as 0x80, which is one to the kernels too,
+    any other character there as a space."""
     width = in_width(kind)
     if width == 1:
         return data
     order = "little" if kind.endswith("le") else "big"
     units = (int.from_bytes(data[k : k + width], order) for k in range(0, len(data) - width + 1, width))  # type: ignore[arg-type]
-    return bytes(unit if unit < 128 else 128 for unit in units)
+    return bytes(unit if unit < 128 else 128 if _is_letter(unit) else 32 for unit in units)
+
+
+def _is_letter(unit: int) -> bool:
+    # Half of a pair in UTF-16 may be one.
+    return 0xD800 <= unit < 0xE000 or (unit < 0x110000 and chr(unit).isalnum())
 
 
 def in_width(kind: str) -> int:
@@ -212,7 +219,7 @@ def _wide_text(data: bytes, hits: Sequence[_Hit]) -> str | None:
     for kind in WIDE:
         if kinds != {in_width(kind)} or len(data) % in_width(kind):
             continue
-        if any(_in_order(data, hit, kind) is None for hit in hits):
+        if any(hit.kind != kind or hit.offset % in_width(kind) for hit in hits):
             continue
         try:
             text = data.decode(kind)
@@ -226,32 +233,30 @@ def _wide_text(data: bytes, hits: Sequence[_Hit]) -> str | None:
 _PRINTABLE = re.compile("[\t\n\r\f\ufeff\u200b-\u200f\u2028\u2029\xa0\xad]")
 
 
-def _in_order(data: bytes, hit: _Hit, kind: str) -> _Hit | None:
-    """A hit as it stands in characters of a kind, aligned from the file's start; None if it does not.
+def _readings(pread: PRead, n_bytes: int, hit: _Hit) -> list[_Hit]:
+    """A hit, and what it is in the other byte order, if it is something: the one that is aligned in its file first.
 
     Between characters of ASCII, a path in one byte order is also the path in the other one, one byte further on (three
     in UTF-32); to put another path there writes the same bytes either way.
     """
-    width = in_width(kind)
-    if width != in_width(hit.kind):
-        return None
-    shift = 0 if kind == hit.kind else width - 1 if kind.endswith("le") else 1 - width
-    offset, stop = hit.offset + shift, hit.stop + shift
-    text = os.fsdecode(hit.prefix).encode(kind, "surrogatepass")
-    if offset % width or offset < 0 or data[offset:stop] != text:
-        return None
-    return _Hit(offset, stop, kind, hit.prefix)
+    readings = [hit]
+    if hit.kind in WIDE:
+        other = hit.kind[:-2] + ("be" if hit.kind.endswith("le") else "le")
+        shift = in_width(hit.kind) - 1
+        offset = hit.offset + (shift if other.endswith("le") else -shift)
+        text = os.fsdecode(hit.prefix).encode(other, "surrogatepass")
+        if 0 <= offset <= n_bytes - len(text) and pread(len(text), offset) == text:
+            readings.append(_Hit(offset, offset + len(text), other, hit.prefix))
+    return sorted(readings, key=lambda reading: reading.offset % in_width(reading.kind) != 0)
 
 
-def _wide_text_form(data: bytes, hits: Sequence[_Hit], kind: str) -> ArchiveForm:
+def _wide_text_form(hits: Sequence[_Hit], kind: str) -> ArchiveForm:
     """Row 10 in text: the length may change."""
     slot = len(PLACEHOLDER) * in_width(kind)
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     moved = 0
-    for found in hits:
-        hit = _in_order(data, found, kind)
-        assert hit is not None
+    for hit in hits:
         item = Relocation(hit.offset + moved, kind, slot)
         edits.append(Edit(hit.offset, hit.stop - hit.offset, in_slot(item, PLACEHOLDER)))
         relocations.append(item)

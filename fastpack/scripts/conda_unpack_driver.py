@@ -29,7 +29,8 @@ def _main(arguments: list[str]) -> int:
     started = time.monotonic()
     try:
         with open(os.path.join(prefix, RELOCATIONS), "rb") as file:
-            files = read_relocations(file.read())
+            table = file.read()
+        files, directories = read_relocations(table), read_directories(table)
         state = read_state(prefix)
     except FileNotFoundError:
         _say("%s has no %s: fastpack did not make this environment" % (prefix, RELOCATIONS), False)
@@ -64,6 +65,7 @@ def _main(arguments: list[str]) -> int:
         begun = begin_state(prefix, state, prefix)
         result = relocate_tree(prefix, prefix, files, begun)
         write_state(prefix, begun["archive_id"], begun, result.signed)
+        set_directories(prefix, directories)
     except OSError as error:
         _say("%s: %s; mend that and run it again" % (error.filename or prefix, error.strerror), False)
         return 23 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 15
