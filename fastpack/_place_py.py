@@ -133,8 +133,21 @@ def check_pad(rules: Sequence[str]) -> Optional[str]:
     return next((rule for rule in rules if rule.rpartition("=")[2] not in ("conda", "slash")), None)
 
 
+class Table(NamedTuple):
+    """``relocations.json``: files to change, directories stricter than u+rwx (the deepest first), packed strictly."""
+
+    files: list[RelocatedFile]
+    directories: list[tuple[str, int]]
+    strict: bool
+
+
 def read_relocations(data: bytes) -> list[RelocatedFile]:
-    """Read ``relocations.json``; ValueError if it is not one, with what is wrong in it."""
+    """The files of ``relocations.json``: see `read_table`."""
+    return read_table(data).files
+
+
+def read_table(data: bytes) -> Table:
+    """Read ``relocations.json``; ValueError (or what nonsense raises) if it is not one, with what is wrong in it."""
     table = json.loads(data.decode("ascii"))
     if table["format"] != RELOCATIONS_FORMAT:
         raise ValueError("relocations of format %r, this program reads %d" % (table["format"], RELOCATIONS_FORMAT))
@@ -166,7 +179,7 @@ def read_relocations(data: bytes) -> list[RelocatedFile]:
                 items,
             )
         )
-    return files
+    return Table(files, _directories(table.get("directories", [])), table.get("strict") is True)
 
 
 def _has_its_value(item: Relocation) -> bool:
@@ -185,18 +198,13 @@ def _has_its_value(item: Relocation) -> bool:
     return value is None and item.kind in _TEXTS
 
 
-def read_directories(data: bytes) -> list[tuple[str, int]]:
-    """Directories that are stricter than u+rwx and their modes, from ``relocations.json``, the deepest first.
-
-    ValueError if that is not what is there.
-    """
-    rows = []
-    for row in json.loads(data.decode("ascii")).get("directories", []):
-        path, mode = row
+def _directories(rows: Any) -> list[tuple[str, int]]:
+    found = []
+    for path, mode in rows:
         if not isinstance(path, str) or not isinstance(mode, int) or {"", ".", ".."} & set(path.split("/")):
             raise ValueError("a directory that may lead out of the environment: %r" % (path,))
-        rows.append((path, mode & 0o777))
-    return sorted(rows, key=lambda row: -row[0].count("/"))
+        found.append((path, mode & 0o777))
+    return sorted(found, key=lambda row: -row[0].count("/"))
 
 
 def set_directories(root: str, directories: Iterable[tuple[str, int]]) -> None:
@@ -207,7 +215,9 @@ def set_directories(root: str, directories: Iterable[tuple[str, int]]) -> None:
             os.chmod(full, mode)
 
 
-def write_relocations(files: Iterable[RelocatedFile], directories: Sequence[tuple[str, int]] = ()) -> bytes:
+def write_relocations(
+    files: Iterable[RelocatedFile], directories: Sequence[tuple[str, int]] = (), strict: bool = False
+) -> bytes:
     """The bytes of ``relocations.json`` (ASCII, names by surrogateescape)."""
     placeholders: list[bytes] = []
     rows = []
@@ -232,6 +242,8 @@ def write_relocations(files: Iterable[RelocatedFile], directories: Sequence[tupl
     }
     if directories:
         table["directories"] = [list(row) for row in directories]
+    if strict:
+        table["strict"] = True
     return json.dumps(table, separators=(",", ":")).encode("ascii")
 
 
@@ -513,8 +525,8 @@ class TreeResult(NamedTuple):
     unchanged: list[str]
     left: list[str]
     unfit: list[str]  # in archive form: their slots are too short for the prefix (row 6)
-    signed: dict[str, str]  # Mach-O files that were signed: their sha256
-    unsigned: list[str]  # those that could not be
+    signed: dict[str, str]  # sha256 of the Mach-O files, signatures included
+    unsigned: list[str]  # those that could not be signed
 
 
 def read_state(root: str) -> dict[str, Any] | None:
@@ -538,9 +550,10 @@ def read_state(root: str) -> dict[str, Any] | None:
         if path is not None and b"\0" in os.fsencode(path):
             raise ValueError("a prefix with a NUL in it")
     pad, signed = state.setdefault("pad", []), state.setdefault("signed", {})
+    unsigned = state.setdefault("unsigned", [])
     if not isinstance(pad, list) or not all(isinstance(rule, str) for rule in pad) or check_pad(pad) is not None:
         raise ValueError("its padding is none")
-    if not isinstance(signed, dict):
+    if not isinstance(signed, dict) or not isinstance(unsigned, list):
         raise ValueError("its signed files are no table")
     return state
 
@@ -562,24 +575,42 @@ def begin_state(
         "earlier": [path for path in dict.fromkeys(known) if path is not None and path != target],
         "pad": list(pad) if pad is not None else [] if state is None else state.get("pad", []),
         "signed": {} if state is None else state.get("signed", {}),
+        "unsigned": [] if state is None else state.get("unsigned", []),
         "complete": False,
     }
-    _replace_state(root, begun)
+    _expect_signatures(root, begun, ())
     return begun
 
 
-def write_state(root: str, archive_id: str, begun: Mapping[str, Any], signed: Mapping[str, str]) -> None:
+def _expect_signatures(root: str, begun: Mapping[str, Any], paths: Iterable[str]) -> None:
+    """Write a begun state in which the signed files, and those that are about to be, may have any signature."""
+    _replace_state(root, {**begun, "signed": dict.fromkeys([*begun["signed"], *paths], "")})
+
+
+def write_state(
+    root: str, archive_id: str, begun: Mapping[str, Any], signed: Mapping[str, str], unsigned: Sequence[str]
+) -> None:
     """Write ``.fastpack/state.json`` after the last change: everything names the target of what `begin_state` wrote.
 
     The latest few of the earlier prefixes are kept: what other tools wrote in between may still name them.
     """
-    _replace_state(root, complete_state(archive_id, begun["target"], begun["earlier"], begun["pad"], signed))
+    state = complete_state(archive_id, begun["target"], begun["earlier"], begun["pad"], signed, unsigned)
+    _replace_state(root, state)
 
 
 def complete_state(
-    archive_id: str, prefix: str, earlier: Sequence[str] = (), pad: Sequence[str] = (), signed: Mapping[str, str] = {}
+    archive_id: str,
+    prefix: str,
+    earlier: Sequence[str] = (),
+    pad: Sequence[str] = (),
+    signed: Mapping[str, str] = {},
+    unsigned: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The state of an environment whose files all name `prefix`."""
+    """The state of an environment whose files all name `prefix`.
+
+    `signed` has the sha256 of every Mach-O file that was placed, ``""`` where an interrupted run may have signed it;
+    `unsigned` those that could not be signed, which the next run tries again.
+    """
     return {
         "format": 0,
         "archive_id": archive_id,
@@ -588,6 +619,7 @@ def complete_state(
         "earlier": [path for path in earlier if path != prefix][-8:],
         "pad": list(pad),
         "signed": dict(signed),
+        "unsigned": list(unsigned),
         "complete": True,
     }
 
@@ -679,7 +711,8 @@ def relocate_file(path: str, file: RelocatedFile, tree: Tree, dry_run: bool = Fa
         info = os.fstat(stream.fileno())
         n_bytes = info.st_size
         # A signature changes bytes, and maybe the length, of a file that is else what we wrote.
-        signed = padded and tree.signed.get(file.path) is not None and _sha256(stream) == tree.signed[file.path]
+        known = tree.signed.get(file.path)
+        signed = padded and known is not None and (known == "" or _sha256(stream) == known)
         cuts = list(windows(file.items, n_bytes if signed else file.n_bytes, SMALL_FILE))
         if file.second_phase:
             cuts = [(0, n_bytes, 0, len(file.items))]
@@ -687,8 +720,8 @@ def relocate_file(path: str, file: RelocatedFile, tree: Tree, dry_run: bool = Fa
             return "left"
         # As it is padded by the rules that are to be, or as it may have been padded before.
         pads = [file] + [other for other in (with_pad(file, ["conda"]), with_pad(file, ["slash"])) if other is not file]
-        known = dict.fromkeys(name if name is not None and file.fits(name) else None for name in tree.sources)
-        for source, pad in [(name, pad) for name in known for pad in (pads if name is not None else pads[:1])]:
+        sources = dict.fromkeys(name if name is not None and file.fits(name) else None for name in tree.sources)
+        for source, pad in [(name, pad) for name in sources for pad in (pads if name is not None else pads[:1])]:
             disk, check, result = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
             head = tail = b""
 
@@ -749,7 +782,7 @@ def _sha256(stream: Any) -> str:
 
 
 #: The first bytes of Mach-O files: 64 and 32 bits, either byte order, and those for several architectures.
-_MACH_O = tuple(map(bytes.fromhex, ("cffaedfe", "feedfacf", "cefaedfe", "feedface", "cafebabe")))
+_MACH_O = tuple(map(bytes.fromhex, ("cffaedfe", "feedfacf", "cefaedfe", "feedface", "cafebabf", "cafebabe")))
 _CODESIGN = ["codesign", "--sign", "-", "--force", "--preserve-metadata=entitlements"]
 
 
@@ -757,28 +790,31 @@ def _is_mach_o(path: str) -> bool:
     with open(path, "rb") as file:
         head = file.read(8)
     # A Java class begins as a Mach-O for several architectures does; its version stands where their number would.
-    return head[:4] in _MACH_O and (head[:4] != _MACH_O[4] or int.from_bytes(head[4:], "big") < 20)
+    return head[:4] in _MACH_O and (head[:4] != _MACH_O[-1] or int.from_bytes(head[4:], "big") < 20)
 
 
-def sign(root: str, paths: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Row 17: sign the Mach-O files among changed ones ad hoc, all at once: (sha256 of each that was, those not).
+def mach_o_files(root: str, paths: Iterable[str]) -> list[str]:
+    """The Mach-O files among some."""
+    return [path for path in paths if _is_regular(os.path.join(root, path)) and _is_mach_o(os.path.join(root, path))]
+
+
+def sign(root: str, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Row 17: sign Mach-O files ad hoc, all at once: (sha256 of each file as it is now, those that were not signed).
 
     A changed Mach-O file whose signature does not match is killed by macOS when it starts. The command is the one of
     rattler (crates/rattler/src/install/link.rs).
     """
-    found = [path for path in paths if _is_regular(os.path.join(root, path)) and _is_mach_o(os.path.join(root, path))]
     failed: list[str] = []
-    for start in range(0, len(found), 256):
-        batch = found[start : start + 256]
+    for start in range(0, len(paths), 256):
+        batch = paths[start : start + 256]
         if not _codesign(root, batch):
             # The one command does not say which.
             failed += [path for path in batch if not _codesign(root, [path])]
-    signed = {}
-    for path in found:
-        if path not in failed:
-            with open(os.path.join(root, path), "rb") as file:
-                signed[path] = _sha256(file)
-    return signed, failed
+    hashes = {}
+    for path in paths:
+        with open(os.path.join(root, path), "rb") as file:
+            hashes[path] = _sha256(file)
+    return hashes, failed
 
 
 def _codesign(root: str, paths: Sequence[str]) -> bool:
@@ -839,10 +875,17 @@ def relocate_tree(
             progress(file)
         if not second_phase and not dry_run:
             # Records state what is on disk, signatures included.
-            result.signed.update({path: known for path, known in tree.signed.items() if path in result.unchanged})
-            anew, unsigned = sign(root, result.written)
-            result.signed.update(anew)
-            result.unsigned.extend(unsigned)
+            again = set(found.get("unsigned", ())) | {path for path, known in tree.signed.items() if known == ""}
+            paths = mach_o_files(root, [*result.written, *(path for path in result.unchanged if path in again)])
+            if paths:
+                if state is not None:
+                    _expect_signatures(root, state, paths)
+                anew, unsigned = sign(root, paths)
+                result.signed.update(anew)
+                result.unsigned.extend(unsigned)
+            for path in result.unchanged:
+                if tree.signed.get(path):
+                    result.signed.setdefault(path, tree.signed[path])
             for path, known in result.signed.items():
                 tree.placed[path] = Stated(known, os.stat(os.path.join(root, path)).st_size)
     return result

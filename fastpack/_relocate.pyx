@@ -112,6 +112,20 @@ cdef inline bint is_escape(uint8_t c) noexcept nogil:
     return c == 97 or c == 98 or c == 102 or c == 110 or c == 114 or c == 116 or c == 118 or c == 48
 
 
+cdef bint is_mark(const uint8_t *data, int64_t size, int64_t start) noexcept nogil:
+    cdef uint8_t first, second, third
+    if start < 0 or start + 3 > size:
+        return False
+    first = data[start]
+    second = data[start + 1]
+    third = data[start + 2]
+    if (second == 0x80 or second == 0x81) and (first == 0xE2 or first == 0xE3):
+        return third >= 0x80 and third <= 0xBF and (first == 0xE2 or second == 0x80)
+    if first == 0xEF and second == 0xBC:
+        return (third >= 0x81 and third <= 0x8F) or (third >= 0x9A and third <= 0xA0)
+    return first == 0xEF and second == 0xBB and third == 0xBF
+
+
 cdef bint left_boundary(const uint8_t *data, int64_t start) noexcept nogil:
     cdef int64_t end = start
     cdef int64_t first
@@ -121,6 +135,8 @@ cdef bint left_boundary(const uint8_t *data, int64_t start) noexcept nogil:
     if end == 0:
         return True
     before = data[end - 1]
+    if before >= 128 and is_mark(data, end, end - 3):
+        return True
     if end >= 7 and memcmp(data + end - 7, b"DESTDIR", 7) == 0:
         return True
     if before == 125 or before == 41:
@@ -148,6 +164,8 @@ cdef bint right_boundary(const uint8_t *data, int64_t size, int64_t stop) noexce
         following = data[stop + 1]
         return (following == 32 or following == 9 or following == 13 or following == 10
                 or following == 34 or following == 39)
+    if after >= 128:
+        return is_mark(data, size, stop)
     return not is_component(after) and after != 0x24
 
 

@@ -65,6 +65,8 @@ def _left_boundary(data: Any, start: int) -> bool:
     if end == 0:
         return True
     before = data[end - 1]
+    if before >= 128 and _is_mark(data, end - 3):
+        return True
     if bytes(data[max(0, end - 7) : end]) == b"DESTDIR":
         return True
     if before in b"})":
@@ -88,7 +90,23 @@ def _right_boundary(data: Any, stop: int) -> bool:
     after = data[stop]
     if after == 0x2E:  # a full stop ends a sentence, or begins a suffix
         return stop + 1 >= len(data) or data[stop + 1] in b" \t\r\n\"'"
+    if after >= 128:
+        return _is_mark(data, stop)
     return after not in _COMPONENT and after != 0x24
+
+
+def _is_mark(data: Any, start: int) -> bool:
+    """Whether three bytes are a mark in UTF-8 that continues no name: general and CJK punctuation (quotation marks,
+    ideographic comma and full stop), full-width marks up to ``／`` and from ``：`` to ``＠``, a byte order mark.
+    """
+    if start < 0 or start + 3 > len(data):
+        return False
+    first, second, third = data[start], data[start + 1], data[start + 2]
+    if second in (0x80, 0x81) and first in (0xE2, 0xE3):
+        return bool(0x80 <= third <= 0xBF and (first == 0xE2 or second == 0x80))
+    if first == 0xEF and second == 0xBC:
+        return bool(0x81 <= third <= 0x8F or 0x9A <= third <= 0xA0)
+    return bool(first == 0xEF and second == 0xBB and third == 0xBF)
 
 
 def find_text(buffer: Any, needles: Sequence[bytes]) -> list[tuple[int, int]]:

@@ -25,6 +25,10 @@ _MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64", "ppc64le": "EM_PPC6
 _WEAK = 0x2
 
 
+#: Dynamic tags whose value is a string.
+_NAMES = ("DT_NEEDED", "DT_SONAME", "DT_AUXILIARY", "DT_FILTER", "DT_AUDIT", "DT_DEPAUDIT", "DT_CONFIG")
+
+
 class SearchPath(NamedTuple):
     """An RPATH or RUNPATH: the C string's place in the file, in bytes, and the string."""
 
@@ -72,20 +76,22 @@ def search_paths(file: BinaryIO) -> list[SearchPath]:
             return []
         table = elf.get_section(dynamic["sh_link"])
         base, size = table["sh_offset"], table["sh_size"]
+        file.seek(base)
+        strings = file.read(size)
         wanted: list[int] = []
         used: set[int] = set()
         for tag in dynamic.iter_tags():
             if tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
                 wanted.append(tag.entry.d_val)
-            elif tag.entry.d_tag in ("DT_NEEDED", "DT_SONAME", "DT_AUXILIARY", "DT_FILTER"):
+            elif tag.entry.d_tag in _NAMES:
                 used.add(tag.entry.d_val)
-        used.update(_names_used(elf, dynamic["sh_link"]))
+        used.update(_names_used(elf, dynamic["sh_link"]), wanted)
         found = []
         for start in dict.fromkeys(wanted):
-            file.seek(base + start)
-            text = file.read(size - start).split(b"\0", 1)[0]
-            if not any(start <= place <= start + len(text) for place in used if text) and base + start > 0:
-                found.append(SearchPath(base + start, text))
+            end = strings.index(b"\0", start)
+            # Strings that overlap end at the same NUL.
+            if not any(place != start and strings.find(b"\0", place) == end for place in used):
+                found.append(SearchPath(base + start, strings[start:end]))
     except _BROKEN:
         return []
     return found
@@ -115,7 +121,8 @@ def origin_path(path: str, text: bytes, prefixes: tuple[bytes, ...]) -> bytes | 
 
     Returns
     -------
-    None if it is longer than `text`, or names no prefix as a part of its own.
+    None if it is longer than `text`, names no prefix as a part of its own, or goes back over ``..``, which may lead
+    through links.
     """
     folder = os.path.dirname(path) or "."
     parts = []
@@ -124,6 +131,8 @@ def origin_path(path: str, text: bytes, prefixes: tuple[bytes, ...]) -> bytes | 
         if prefix is None:
             parts.append(part)
             continue
+        if b".." in part.split(b"/"):
+            return None
         inner = os.fsdecode(part[len(prefix) :].strip(b"/")) or "."
         way = os.path.relpath(os.path.normpath(inner), folder)
         parts.append(b"$ORIGIN" if way == "." else b"$ORIGIN/" + os.fsencode(way))

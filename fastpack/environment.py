@@ -17,7 +17,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from fastpack._place_py import INCOMPLETE, RELOCATIONS, read_state
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable
 from fastpack.fs import walk
 from fastpack.model import DiskFile, Group, GroupKind, Kind, PathEntry, Record, Warned
@@ -80,6 +80,7 @@ class Environment:
     clobbered: tuple[tuple[str, tuple[str, ...]], ...]
     editable: tuple[Editable, ...]
     earlier_prefixes: tuple[str, ...]
+    recorded: dict[str, RelocatedFile]  # by fastpack when it unpacked this environment
     left_out: dict[str, str]  # path -> why
     left_out_before: tuple[str, ...]  # by the archive this environment came from: not missing
     filters: tuple[tuple[str, str], ...] = ()
@@ -312,6 +313,7 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
         clobbered=tuple((path, tuple(r.name for r, _ in rows)) for path, rows in claims.items() if len(rows) > 1),
         editable=tuple(_editables(prefix, site_packages, files, earlier)),
         earlier_prefixes=earlier,
+        recorded=_recorded_files(prefix),
         left_out=left_out,
         left_out_before=tuple(sorted(previously_left_out - files.keys())),
         warnings=tuple(warnings),
@@ -348,6 +350,21 @@ def _recorded_prefixes(prefix: str) -> tuple[str, ...]:
             "a relocation of this environment was interrupted", path=prefix, hint="run its bin/conda-unpack again"
         )
     return tuple(path for path in (state.get("prefix"), *state.get("earlier", [])) if isinstance(path, str))
+
+
+def _recorded_files(prefix: str) -> dict[str, RelocatedFile]:
+    """What fastpack recorded of files that name the prefix; nothing where it did not make the environment."""
+    try:
+        with open(os.path.join(prefix, RELOCATIONS), "rb") as file:
+            return {found.path: found for found in read_relocations(file.read())}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Unreadable(f"its relocations cannot be read ({error.strerror})", path=prefix) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise IncompleteEnvironment(
+            f"its list of relocations is broken ({error})", path=prefix, hint="unpack the archive again"
+        ) from None
 
 
 def _previously_left_out(prefix: str) -> frozenset[str]:

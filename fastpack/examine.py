@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastpack import digest
-from fastpack._place_py import Stated
+from fastpack._place_py import Mismatch, Stated, with_pad
 from fastpack.environment import Environment, source_of_pyc
+from fastpack.fs import resolve
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
 from fastpack.parallel import ordered_map
 from fastpack.prefixes import source_prefixes
@@ -18,6 +19,7 @@ from fastpack.reading import buffered, from_memory, open_source
 from fastpack.relocation import (
     AS_IT_IS,
     ArchiveForm,
+    Edit,
     Header,
     PRead,
     Prefixes,
@@ -25,6 +27,7 @@ from fastpack.relocation import (
     big_hits,
     binary_variants,
     is_binary,
+    link_targets,
     pip_record_form,
     record_form,
     record_paths,
@@ -34,6 +37,7 @@ from fastpack.relocation import (
     sha256_of,
     text_form,
     text_variants,
+    unplacing_edits,
     with_header,
 )
 from fastpack.unmanaged import unmanaged_form
@@ -99,7 +103,8 @@ def examine(
     result = Examination(prefixes)
     excluded = env.excluded()
     untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))
-    slots = _slots(env, prefixes)
+    linked = _linked_elsewhere(env, prefixes)
+    facts = _Facts(env, prefixes, untouchable, _slots(env, prefixes), linked, verify_source)
     record_files = {record.path for record in env.records}
     pip_records = {f"{distribution.folder}/RECORD" for distribution in env.distributions}
     todo = [
@@ -112,7 +117,7 @@ def examine(
     ]
 
     def run(chunk: Sequence[DiskFile]) -> list[tuple[str, Examined]]:
-        return [(file.path, _examine_file(env, file, prefixes, untouchable, verify_source, slots)) for file in chunk]
+        return [(file.path, _examine_file(facts, file)) for file in chunk]
 
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
@@ -121,6 +126,33 @@ def examine(
     _decide_pycs(env, result)
     _examine_records(env, result)
     return result
+
+
+def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined) -> Examined:
+    """What fastpack itself recorded of a file is exact, where taking it out gives the sha256 of the archive form.
+
+    So slots, paddings and first lines survive a form at a prefix that does not show them any more.
+    """
+    recorded = env.recorded.get(file.path)
+    if recorded is None or recorded.second_phase or not recorded.items:
+        return found
+    names = [os.fsencode(name) for name in (*env.earlier_prefixes, env.prefix)]
+    for source in dict.fromkeys([*names, None]):
+        for pad in ([], ["conda"], ["slash"]):
+            padded = with_pad(recorded, pad)
+            edits: tuple[Edit, ...] = ()
+            if source is not None and recorded.fits(source):
+                try:
+                    edits = unplacing_edits(padded.items, recorded.placeholder, source)
+                except Mismatch:
+                    continue
+            form = ArchiveForm(edits, padded.items)
+            if form.n_bytes(file.n_bytes) != recorded.n_bytes:
+                continue
+            if sha256_of(pread, file.n_bytes, edits) == recorded.sha256:
+                finished = _finish(file, form, pread, found.verdict, recorded.placeholder, found.not_relocated)
+                return replace(finished, pyc_source_mtime=found.pyc_source_mtime)
+    return found
 
 
 def _patched(entry: PathEntry) -> bool:
@@ -156,44 +188,51 @@ def _slots(env: Environment, prefixes: Prefixes) -> dict[str, int]:
     return slots
 
 
-def _examine_file(
-    env: Environment,
-    file: DiskFile,
-    prefixes: Prefixes,
-    untouchable: frozenset[str],
-    verify_source: bool,
-    slots: Mapping[str, int],
-) -> Examined:
-    claim = env.entries.get(file.path)
-    is_pyc = file.path.endswith(".pyc")
-    with open_source(env.prefix, file) as (_, read):
-        if claim is not None:
-            slot = slots.get(claim[0].path)
-            found = _examine_managed(file, claim[1], prefixes, read, is_pyc, verify_source, slot)
-            # Of several packages that have this path, the one counts whose file it is.
-            for record, entry in env.other_claims.get(file.path, ()):
-                if found.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED):
-                    break
-                slot = slots.get(record.path)
-                other = _examine_managed(file, entry, prefixes, read, is_pyc, verify_source, slot)
-                found = other if other.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED) else found
-            return found
-        if is_pyc or file.path in untouchable:
-            return Examined(Verdict.UNMANAGED)
-        pread, data = buffered(read, file.n_bytes)
-        return _examine_unmanaged(file, prefixes, pread, data, Verdict.UNMANAGED)
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the planning pass knows of the whole environment before it looks at a file."""
+
+    env: Environment
+    prefixes: Prefixes
+    untouchable: frozenset[str]  # row 8a
+    slots: Mapping[str, int]  # record -> slot, see _slots
+    linked: frozenset[str]  # files that a link in another directory leads to
+    verify_source: bool
 
 
-def _examine_managed(
-    file: DiskFile,
-    entry: PathEntry,
-    prefixes: Prefixes,
-    pread: PRead,
-    is_pyc: bool,
-    verify_source: bool,
-    slot: int | None,
-) -> Examined:
-    if is_pyc and entry.placeholder is None:
+def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
+    links = {path: file.target for path, file in env.files.items() if file.kind is Kind.LINK}
+    targets, _ = link_targets(links, prefixes)
+    found = ((path, resolve(path, target, targets)) for path, target in targets.items())
+    return frozenset(end for path, end in found if end and os.path.dirname(end) != os.path.dirname(path))
+
+
+def _examine_file(facts: _Facts, file: DiskFile) -> Examined:
+    with open_source(facts.env.prefix, file) as (_, read):
+        found = _examine_open(facts, file, read)
+        return found if found.verdict is Verdict.PROVEN else _as_recorded(facts.env, file, read, found)
+
+
+def _examine_open(facts: _Facts, file: DiskFile, read: PRead) -> Examined:
+    claim = facts.env.entries.get(file.path)
+    if claim is not None:
+        found = _examine_managed(facts, file, *claim, read)
+        # Of several packages that have this path, the one counts whose file it is.
+        for record, entry in facts.env.other_claims.get(file.path, ()):
+            if found.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED):
+                break
+            other = _examine_managed(facts, file, record, entry, read)
+            found = other if other.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED) else found
+        return found
+    if file.path.endswith(".pyc") or file.path in facts.untouchable:
+        return Examined(Verdict.UNMANAGED)
+    pread, data = buffered(read, file.n_bytes)
+    return _examine_unmanaged(facts, file, pread, data, Verdict.UNMANAGED)
+
+
+def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathEntry, pread: PRead) -> Examined:
+    slot = facts.slots.get(record.path)
+    if file.path.endswith(".pyc") and entry.placeholder is None:
         pread, data = buffered(pread, file.n_bytes)
         if entry.sha256 is None:
             return Examined(Verdict.STRUCTURAL)
@@ -205,32 +244,32 @@ def _examine_managed(
     if slot is not None and not entry_point and _patched(entry):
         if sha256_of(pread, file.n_bytes) != entry.sha256_in_prefix:
             pread, data = buffered(pread, file.n_bytes)
-            return _examine_modified(file, prefixes, pread, data)
+            return _examine_modified(facts, file, pread, data)
         binary = is_binary(pread, file.n_bytes)
         stand_in = PLACEHOLDER[:slot] if binary else PLACEHOLDER
         entry = replace(entry, sha256=None, placeholder=os.fsdecode(stand_in), file_mode="binary" if binary else "text")
     if entry.placeholder is None and not entry_point:
-        if entry.sha256 is not None and (file.n_bytes <= CHECKED_BY_DIGEST or verify_source):
+        if entry.sha256 is not None and (file.n_bytes <= CHECKED_BY_DIGEST or facts.verify_source):
             pread, data = buffered(pread, file.n_bytes)
             found = sha256_of(pread, file.n_bytes)
             if found == entry.sha256:
                 return Examined(Verdict.PROVEN)
             verdict = Verdict.PLACED if found == entry.sha256_in_prefix else Verdict.MODIFIED
-            return _examine_unmanaged(file, prefixes, pread, data, verdict)
+            return _examine_unmanaged(facts, file, pread, data, verdict)
         if entry.n_bytes is not None:
             if file.n_bytes == entry.n_bytes:
                 return Examined(Verdict.STRUCTURAL)
             pread, data = buffered(pread, file.n_bytes)
-            return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED)
+            return _examine_unmanaged(facts, file, pread, data, Verdict.MODIFIED)
         pread, data = buffered(pread, file.n_bytes)
-        return _examine_unmanaged(file, prefixes, pread, data, Verdict.STRUCTURAL)
+        return _examine_unmanaged(facts, file, pread, data, Verdict.STRUCTURAL)
     pread, data = buffered(pread, file.n_bytes)
     if entry_point:
         found = sha256_of(pread, file.n_bytes)
         known = {digest_ for digest_ in (entry.sha256, entry.sha256_in_prefix) if digest_}
         verdict = Verdict.STRUCTURAL if not known else Verdict.PLACED if found in known else Verdict.MODIFIED
-        return _examine_unmanaged(file, prefixes, pread, data, verdict)
-    examined, _ = _managed_with_placeholder(file, entry, prefixes, pread, data)
+        return _examine_unmanaged(facts, file, pread, data, verdict)
+    examined, _ = _managed_with_placeholder(facts, file, entry, pread, data)
     return examined
 
 
@@ -251,7 +290,7 @@ def _finish(
 
 
 def _managed_with_placeholder(
-    file: DiskFile, entry: PathEntry, prefixes: Prefixes, pread: PRead, data: bytes | None
+    facts: _Facts, file: DiskFile, entry: PathEntry, pread: PRead, data: bytes | None
 ) -> tuple[Examined, bool]:
     """A managed file with a placeholder: (what is known, whether its normal form was proven)."""
     placeholder = os.fsencode(entry.placeholder or "")
@@ -260,9 +299,9 @@ def _managed_with_placeholder(
     why = ""
     proven = False
     if binary:
-        form, proven, why = _binary_normal_form(file, entry.sha256, prefixes.plain, placeholder, pread)
+        form, proven, why = _binary_normal_form(file, entry.sha256, facts.prefixes.plain, placeholder, pread)
     elif data is not None:
-        variants = text_variants(data, prefixes, placeholder)
+        variants = text_variants(data, facts.prefixes, placeholder)
         form, header = first = next(variants)
         while True:
             if entry.sha256 is not None and digest.sha256(apply_edits(data, form.edits)) == entry.sha256:
@@ -274,8 +313,8 @@ def _managed_with_placeholder(
                 break
             form, header = following
     else:
-        hits = [(at + hit, index) for at, hit, index in big_hits(pread, file.n_bytes, prefixes.plain)]
-        form = text_form(hits, prefixes.plain, ["text"] * len(hits), placeholder)
+        hits = [(at + hit, index) for at, hit, index in big_hits(pread, file.n_bytes, facts.prefixes.plain)]
+        form = text_form(hits, facts.prefixes.plain, ["text"] * len(hits), placeholder)
         proven = entry.sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == entry.sha256
     verdict = Verdict.PROVEN
     if not proven:
@@ -287,7 +326,7 @@ def _managed_with_placeholder(
         elif entry.sha256 is None:
             verdict = Verdict.STRUCTURAL
         else:
-            return _examine_modified(file, prefixes, pread, data), False
+            return _examine_modified(facts, file, pread, data), False
     if header is not None:
         archive_header = None
         if file.mode & 0o111 and data is not None:
@@ -326,22 +365,20 @@ def _binary_normal_form(
     return form, False, why
 
 
-def _examine_modified(file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Examined:
+def _examine_modified(facts: _Facts, file: DiskFile, pread: PRead, data: bytes | None) -> Examined:
     """A managed file with a placeholder, changed since: by structure where that can be undone, else as found."""
     if not is_binary(pread, file.n_bytes):
-        return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED)
-    strings = scan_binary(pread, file.n_bytes, prefixes.plain, len(PLACEHOLDER))
-    form, natural = restore_binary(strings, prefixes.plain, PLACEHOLDER)
+        return _examine_unmanaged(facts, file, pread, data, Verdict.MODIFIED)
+    strings = scan_binary(pread, file.n_bytes, facts.prefixes.plain, len(PLACEHOLDER))
+    form, natural = restore_binary(strings, facts.prefixes.plain, PLACEHOLDER)
     if natural:
-        return _examine_unmanaged(file, prefixes, pread, data, Verdict.MODIFIED)
+        return _examine_unmanaged(facts, file, pread, data, Verdict.MODIFIED)
     return _finish(file, form, pread, Verdict.MODIFIED, PLACEHOLDER)
 
 
-def _examine_unmanaged(
-    file: DiskFile, prefixes: Prefixes, pread: PRead, data: bytes | None, verdict: Verdict
-) -> Examined:
+def _examine_unmanaged(facts: _Facts, file: DiskFile, pread: PRead, data: bytes | None, verdict: Verdict) -> Examined:
     """A file that no package manager wrote with a placeholder."""
-    found = unmanaged_form(file.path, file.mode, file.n_bytes, prefixes, pread, data)
+    found = unmanaged_form(file.path, file.mode, file.n_bytes, facts.prefixes, pread, data, file.path in facts.linked)
     return _finish(file, found.form, pread, verdict, found.placeholder, found.why)
 
 

@@ -131,27 +131,30 @@ _MAX_LINKS = 40
 
 
 def leads_out(path: str, target: str, links: Mapping[str, str]) -> bool:
-    """Whether a symbolic link leads out of the tree it lies in.
+    """Whether a symbolic link leads out of the tree it lies in; one into a loop leads nowhere, so not out."""
+    return resolve(path, target, links) is None
+
+
+def resolve(path: str, target: str, links: Mapping[str, str]) -> str | None:
+    """Where a symbolic link leads, below the root of its tree; None: out of it.
 
     Parameters
     ----------
     path, target : the link, below the root.
     links : all symbolic links of the tree: a way through another one goes where that one leads.
-
-    A link into a loop leads nowhere, so not out.
     """
     place = path.split("/")[:-1]
     todo = target.split("/")[::-1]
     followed = 0
     if target.startswith("/"):
-        return True
+        return None
     while todo:
         part = todo.pop()
         if part in ("", "."):
             continue
         if part == "..":
             if not place:
-                return True
+                return None
             place.pop()
             continue
         place.append(part)
@@ -159,12 +162,12 @@ def leads_out(path: str, target: str, links: Mapping[str, str]) -> bool:
         if inner is not None:
             followed += 1
             if followed > _MAX_LINKS:
-                return False
+                return ""
             if inner.startswith("/"):
-                return True
+                return None
             place.pop()
             todo += inner.split("/")[::-1]
-    return False
+    return "/".join(place)
 
 
 def _remove_debris(path: str) -> None:

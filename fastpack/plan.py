@@ -216,7 +216,7 @@ def make_plan(
     first = _content(PACK_JSON, json.dumps(pack_json, indent=1).encode("ascii") + b"\n", 0o644)
     directories = list(_directories(env, members, arcroot, private, excluded))
     strict_modes = [(member.path, member.final_mode) for member in directories if member.final_mode is not None]
-    last = _content(RELOCATIONS, write_relocations(relocated, strict_modes), 0o644)
+    last = _content(RELOCATIONS, write_relocations(relocated, strict_modes, strict), 0o644)
     everything = [first, *directories, *members, last]
     for member in members:
         left_out.pop(member.path, None)
@@ -426,6 +426,7 @@ def _link_identical(env: Environment, members: list[Planned], threads: int) -> l
         and member.n_bytes > LINKED_FROM
         and not member.is_pyc
         and not member.form.edits
+        and not member.form.relocations
         and member.source is not None
     ]
     if not candidates:

@@ -18,9 +18,8 @@ from fastpack._place_py import (
     begin_state,
     check_pad,
     place,
-    read_directories,
-    read_relocations,
     read_state,
+    read_table,
     relocate_tree,
     replace_file,
     set_directories,
@@ -85,8 +84,8 @@ def relocate(
         )
     try:
         with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            table = file.read()
-        files, directories = read_relocations(table), read_directories(table)
+            table = read_table(file.read())
+        files = table.files
         state = read_state(root)
     except FileNotFoundError:
         raise NotAnEnvironment(
@@ -105,7 +104,7 @@ def relocate(
         warnings += requirements.check(manifest.header["requires"], dest_prefix is not None, ignore_requirements)
     else:
         raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
-    strict = strict or bool(manifest.header.get("strict"))
+    strict = strict or table.strict
     check_target(target, files, strict)
     previous = None if state is None else state["prefix"]
     n_added = 0
@@ -119,16 +118,21 @@ def relocate(
             # What is in none of the forms we know was written anew since (by pip, say): looked at like a new file.
             strange = set(relocate_tree(root, target, files, state, KERNELS, dry_run=True).left)
             kept = [file for file in files if file.path not in strange]
-            added = _new_files(root, str(previous), known, kept, threads, warnings)
+            added, rewritten = _new_files(root, str(previous), known, kept, threads, warnings)
             anew = {file.path for file in added}
             kept = [file for file in kept if file.path not in anew]
             gone = {path for path in strange if not os.path.lexists(os.path.join(root, path))}
             kept += [file for file in files if file.path in strange - anew - gone]
             kept = [_without(root, file, anew | gone, files, str(previous)) for file in kept]
             n_added = len(added)
+            changed = sorted([*kept, *added], key=lambda file: os.fsencode(file.path))
+            check_target(target, changed, strict)
             if added or kept != files:
-                files = sorted([*kept, *added], key=lambda file: os.fsencode(file.path))
-                replace_file(os.path.join(root, RELOCATIONS), [write_relocations(files, directories)], 0o644, None)
+                for path, (data, mode) in rewritten.items():
+                    replace_file(os.path.join(root, path), [data], mode, None)
+                files = changed
+                again = write_relocations(files, table.directories, table.strict)
+                replace_file(os.path.join(root, RELOCATIONS), [again], 0o644, None)
         total = sum(file.n_bytes for file in files)
         done = 0
 
@@ -142,8 +146,8 @@ def relocate(
         archive_id = digest.blake(manifest_bytes).hex()
         result = relocate_tree(root, target, files, begun, KERNELS, one)
         warnings += unsigned_warnings(result.unsigned)
-        write_state(root, archive_id, begun, result.signed)
-        set_directories(root, directories)
+        write_state(root, archive_id, begun, result.signed, result.unsigned)
+        set_directories(root, table.directories)
     except OSError as error:
         raise explain_os_error(error, error.filename or root) from None
     return RelocateReport(
@@ -198,8 +202,9 @@ def _new_files(
     files: list[RelocatedFile],
     threads: int,
     warnings: list[Warned],
-) -> list[RelocatedFile]:
-    """Files that came after unpacking and name the prefix, in the placed form we write, with their relocations.
+) -> tuple[list[RelocatedFile], dict[str, tuple[bytes, int]]]:
+    """Files that came after unpacking and name the prefix, and which of them are to be written (bytes, mode) in a form
+    we know before they are relocated. Writes nothing itself.
 
     A file that the manifest knows counts as new when its size or time is not the manifest's.
     """
@@ -213,7 +218,7 @@ def _new_files(
 
     subset = {path: file for path, file in env.files.items() if is_new(file)}
     if not subset:
-        return []
+        return [], {}
     for distribution in env.distributions:
         # A new RECORD states files that may be recorded already, the same as before (another version, reinstalled).
         if f"{distribution.folder}/RECORD" in subset:
@@ -227,31 +232,34 @@ def _new_files(
     )
     examination = examine(some, threads=threads)
     added: list[RelocatedFile] = []
+    rewritten: dict[str, tuple[bytes, int]] = {}
     stated: dict[str, Stated] = {}
     # RECORDs last: they state hashes of the others.
     for path, found in sorted(examination.files.items(), key=lambda row: (row[0].endswith("/RECORD"), row[0])):
         if found.not_relocated:
             warnings.append(Warned("not-relocated", path, found.not_relocated))
-        if found.archived is None or not found.form.edits:
+        if found.archived is None:
             continue
         disk = subset[path]
         with open_source(root, disk) as (_, pread):
             archived = read_range(pread, found.form.edits, 0, found.archived.n_bytes)
             before = pread(disk.n_bytes, 0)
-        placed = bytes(
-            place(bytearray(archived), found.form.relocations, found.placeholder, os.fsencode(prefix), 0,
-                  stated, KERNELS.place)
-        )  # fmt: skip
-        stated[path] = Stated(digest.sha256(placed), len(placed))
         mode = disk.mode & 0o7777
+        file = RelocatedFile(
+            path, found.archived.sha256, found.archived.n_bytes, mode, found.placeholder, found.form.relocations
+        )
+        placed = archived
+        try:
+            if file.fits(os.fsencode(prefix)):
+                items = file.items
+                raw = os.fsencode(prefix)
+                placed = bytes(place(bytearray(archived), items, file.placeholder, raw, 0, stated, KERNELS.place))
+        except Mismatch:
+            pass  # wide characters and a prefix beyond ASCII: the archive form is one that we know too
+        stated[path] = Stated(digest.sha256(placed), len(placed))
         if placed != before:
             # pip's two-line header, say: brought to the form that can be taken back.
-            replace_file(os.path.join(root, path), [placed], mode, None)
-        if found.form.relocations:
-            added.append(
-                RelocatedFile(
-                    path, found.archived.sha256, found.archived.n_bytes, mode, found.placeholder,
-                    found.form.relocations,
-                )
-            )  # fmt: skip
-    return added
+            rewritten[path] = (placed, mode)
+        if file.items:
+            added.append(file)
+    return added, rewritten

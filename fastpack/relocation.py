@@ -514,7 +514,9 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) 
             return b"#!/bin/sh\n'''exec' \"" + target + b'"' + spaced + b' "$0" "$@" #\'\'\'' + end
     elif name.startswith(b"perl"):
         # -x makes perl begin at the line that names it: without it perl would hand the file back to /bin/sh for ever.
-        return b'#!/bin/sh\nexec "' + target + b'" -x -- "$0" "$@"\n#!perl' + spaced
+        # Some options perl takes from the command line alone (perldiag, "is on the #! line").
+        early = spaced if re.search(rb"(?:^| )-\w*[tTC]", options) else b""
+        return b'#!/bin/sh\nexec "' + target + b'"' + early + b' -x -- "$0" "$@"\n#!perl' + spaced
     return None if options else b"#!/usr/bin/env " + name
 
 
@@ -593,6 +595,26 @@ def placing_edits(
         else:
             new = in_slot(item, prefix)
         edits.append(Edit(item.offset, item.slot, new))
+    return tuple(edits)
+
+
+def unplacing_edits(items: Sequence[Relocation], placeholder: bytes, prefix: bytes) -> tuple[Edit, ...]:
+    """What `unplace` does to a file at a prefix, as edits; the caller's sha256 proves them. Not of records."""
+    edits: list[Edit] = []
+    if items and items[0].kind == "binary":
+        gap = len(placeholder) - len(prefix)
+        for offset, length, hits in strings_of(items):
+            edits += [Edit(hit - gap * k, len(prefix), placeholder) for k, hit in enumerate(hits)]
+            edits.append(Edit(offset + length - gap * len(hits), gap * len(hits), b""))
+        return tuple(edits)
+    shift = 0
+    for item in items:
+        if item.kind == "shebang":
+            found, new = placed_header(os.fsencode(item.value[0]), placeholder, prefix), os.fsencode(item.value[1])
+        else:
+            found, new = in_slot(item, prefix), in_slot(item, placeholder)
+        edits.append(Edit(item.offset + shift, len(found), new))
+        shift += len(found) - len(new)
     return tuple(edits)
 
 

@@ -26,8 +26,8 @@ from fastpack._place_py import EPOCH_2000, RELOCATIONS, content_mtime
 from fastpack.codec import by_magic, stream_reader
 from fastpack.container import MAX_LONG_NAME
 from fastpack.destination import Destination
-from fastpack.errors import DamagedArchive, HostileArchive
-from fastpack.fs import check_relative
+from fastpack.errors import DamagedArchive, HostileArchive, NoSpace
+from fastpack.fs import check_relative, free_bytes
 from fastpack.manifest import (
     BROKEN,
     MANIFEST,
@@ -41,6 +41,8 @@ from fastpack.manifest import (
 from fastpack.model import Kind, Progress, Warned
 
 _MAX_OWN = 1 << 30
+#: A member of at least so many bytes is begun only if there is room for all of it.
+_LARGE = 64 << 20
 
 
 @dataclass(slots=True)
@@ -253,6 +255,10 @@ class _Writer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         slices: list[bytes] = []
         left = info.size
+        if left > _LARGE and left > (free := free_bytes(self._root)):
+            raise NoSpace(
+                "not enough space at the destination", path=path, expected=f"{left} bytes", found=f"{free} bytes"
+            )
         with os.fdopen(os.open(os.path.join(self._root, path), flags, 0o600), "wb", buffering=0) as out:
             while left or not slices:
                 data = source.read(min(left, digest.SLICE))

@@ -13,10 +13,12 @@ from fastpack.model import PLACEHOLDER
 from fastpack.reading import as_file
 from fastpack.relocation import (
     AS_IT_IS,
+    WINDOW,
     ArchiveForm,
     Edit,
     PRead,
     Prefixes,
+    apply_edits,
     big_hits,
     direct_url_form,
     history_form,
@@ -38,13 +40,16 @@ class Found(NamedTuple):
     why: str = ""
 
 
-def unmanaged_form(path: str, mode: int, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Found:
+def unmanaged_form(
+    path: str, mode: int, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None, linked: bool = False
+) -> Found:
     """The archive form of an unmanaged file.
 
     Parameters
     ----------
     path : below the prefix.
     data : the whole file, or None where it is too large for that.
+    linked : whether a symbolic link in another directory leads to it.
     """
     if data is not None and path.endswith(".dist-info/direct_url.json"):
         return Found(direct_url_form(data, prefixes))
@@ -55,7 +60,7 @@ def unmanaged_form(path: str, mode: int, n_bytes: int, prefixes: Prefixes, pread
     else:
         hits = None if b"\0" in data else kernel.find_text(data, prefixes.spelled)
     if hits is None:
-        return _binary_form(path, n_bytes, prefixes, pread, data)
+        return _binary_form(path, n_bytes, prefixes, pread, data, linked)
     return _text_form(path, mode, prefixes, pread, data, hits)
 
 
@@ -78,7 +83,10 @@ def _text_form(
     form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER)
     why = ""
     if header is not None:
-        archive_header = relocatable_header(header.true, PLACEHOLDER, path, head[header.length :])
+        # The body as it lies in the archive: a docstring may name the prefix too.
+        inside = [edit for edit in form.edits if header.length <= edit.offset <= len(head) - edit.length]
+        body = apply_edits(head, inside)[header.length :]
+        archive_header = relocatable_header(header.true, PLACEHOLDER, path, body)
         if archive_header is None:
             why = "its first line needs bin/conda-unpack before it starts"
         form = with_header(form, header, archive_header or header.true)
@@ -116,6 +124,17 @@ def opaque_kind(head: bytes) -> str | None:
     return next((kind for magic, kind in _OPAQUE if head.startswith(magic)), None)
 
 
+def _preamble(pread: PRead, n_bytes: int, head: bytes) -> int | None:
+    """Where the first line of a zip file that has something before it ends (zipapp); None for what is no such file.
+
+    A zip file is known by its end; checksums cover what is in it, not what stands before.
+    """
+    tail = pread(min(n_bytes, 22 + 0xFFFF), max(0, n_bytes - 22 - 0xFFFF))
+    if b"PK\x05\x06" not in tail or b"PK\x03\x04" not in pread(min(n_bytes, WINDOW), 0):
+        return None
+    return head.find(b"\n") if head.startswith(b"#!") and b"\n" in head else 0
+
+
 # --- binaries and wide text (rows 6, 6a, 10) -------------------------------------------------------------------------
 
 
@@ -128,11 +147,12 @@ class _Hit(NamedTuple):
     prefix: bytes
 
 
-def _binary_form(path: str, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None) -> Found:
+def _binary_form(path: str, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None, linked: bool) -> Found:
     head = data[:512] if data is not None else pread(512, 0)
     edits: list[Edit] = []
     rewritten: list[tuple[int, int]] = []
-    if head.startswith(elf.MAGIC) and _find(prefixes.plain, pread, n_bytes, data):
+    # The loader takes $ORIGIN from the name that a library was opened by: not where another directory has one too.
+    if head.startswith(elf.MAGIC) and not linked and _find(prefixes.plain, pread, n_bytes, data):
         for search in elf.search_paths(as_file(pread, n_bytes)):
             new = elf.origin_path(path, search.text, prefixes.plain)
             if new is not None:
@@ -144,6 +164,7 @@ def _binary_form(path: str, n_bytes: int, prefixes: Prefixes, pread: PRead, data
     opaque = opaque_kind(head)
     if opaque is not None:
         return Found(why=f"{opaque} that names the prefix; never changed")
+    line_end = _preamble(pread, n_bytes, head)
     hits: list[_Hit] = []
     unclear = 0
     for offset, index in found:
@@ -151,13 +172,18 @@ def _binary_form(path: str, n_bytes: int, prefixes: Prefixes, pread: PRead, data
         characters, prefix = prefixes.wide.get(needle, ("slash", needle))
         if any(start <= offset < stop for start, stop in rewritten):
             continue
+        if line_end is not None and offset >= line_end:
+            unclear += 1
+            continue
         readings = _readings(pread, n_bytes, _Hit(offset, offset + len(needle), characters, prefix))
         judged = [(*_boundaries(pread, n_bytes, reading), reading) for reading in readings]
         clear = next((reading for left, right, reading in judged if left and right), None)
         if clear is not None:
             hits.append(clear)
-        unclear += clear is None and any(right for _, right, _ in judged)
-    why = "a binary that names the prefix where no path begins" if unclear else ""
+        unclear += clear is None
+    why = "a binary that names the prefix where no path begins or ends" if unclear else ""
+    if unclear and line_end is not None:
+        why = "a zip file that names the prefix; only its first line is changed"
     if not hits:
         return Found(ArchiveForm(tuple(sorted(edits)), ()), why=why)
     if any(hit.kind in WIDE and not hit.prefix.isascii() for hit in hits):

@@ -24,6 +24,7 @@ from fastpack._place_py import (
     begin_state,
     check_pad,
     content_mtime,
+    mach_o_files,
     mtime_key,
     place,
     placed_growth,
@@ -329,7 +330,7 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             if at_once:
                 signed, unsigned = _second_phase(root, padded, os.fsencode(prefix), placed)
                 _check_all_written(root, manifest)
-                write_state(root, archive_id, begun, signed)
+                write_state(root, archive_id, begun, signed, unsigned)
             else:
                 unsigned = _move_to(job, root, archive_id, relocated)
             warnings += unsigned_warnings(unsigned)
@@ -382,9 +383,10 @@ def _second_phase(
 
     Returns
     -------
-    sha256 of the signed files, and those that could not be signed.
+    sha256 of the Mach-O files, and those that could not be signed.
     """
-    signed, unsigned = sign(root, (file.path for file in relocated if file.items[0].fixed and file.path in placed))
+    paths = [file.path for file in relocated if file.items[0].fixed and file.path in placed]
+    signed, unsigned = sign(root, mach_o_files(root, paths))
     for path, known in signed.items():
         placed[path] = Stated(known, os.stat(os.path.join(root, path)).st_size)
     archive = {file.path: Stated(file.sha256, file.n_bytes) for file in relocated}
@@ -422,7 +424,7 @@ def _move_to(job: _Job, root: str, archive_id: str, relocated: Sequence[Relocate
     result = relocate_tree(root, job.prefix, relocated, begun, KERNELS)
     if result.left:
         raise DamagedArchive("a relocation does not fit its file", path=result.left[0])
-    write_state(root, archive_id, {**begun, "earlier": []}, result.signed)
+    write_state(root, archive_id, {**begun, "earlier": []}, result.signed, result.unsigned)
     return result.unsigned
 
 

@@ -29,8 +29,7 @@ def _main(arguments: list[str]) -> int:
     started = time.monotonic()
     try:
         with open(os.path.join(prefix, RELOCATIONS), "rb") as file:
-            table = file.read()
-        files, directories = read_relocations(table), read_directories(table)
+            files, directories, strict = read_table(file.read())
         state = read_state(prefix)
     except FileNotFoundError:
         _say("%s has no %s: fastpack did not make this environment" % (prefix, RELOCATIONS), False)
@@ -57,6 +56,14 @@ def _main(arguments: list[str]) -> int:
     if wide is not None:
         _say("the prefix must be ASCII, since %s names it in UTF-16 or UTF-32: %s" % (wide, prefix), False)
         return 21
+    unfit = next((file for file in files if strict and not file.fits(raw)), None)
+    if unfit is not None:
+        _say(
+            "the prefix is too long for %s, which has room for %d bytes, and the archive was packed with --strict: %s"
+            % (unfit.path, unfit.room, prefix),
+            False,
+        )
+        return 20
     obstacle = unwritable(prefix, files)
     if obstacle is not None:
         _say("not readable or not writable, so nothing was changed: %s" % obstacle, False)
@@ -64,7 +71,7 @@ def _main(arguments: list[str]) -> int:
     try:
         begun = begin_state(prefix, state, prefix)
         result = relocate_tree(prefix, prefix, files, begun)
-        write_state(prefix, begun["archive_id"], begun, result.signed)
+        write_state(prefix, begun["archive_id"], begun, result.signed, result.unsigned)
         set_directories(prefix, directories)
     except OSError as error:
         _say("%s: %s; mend that and run it again" % (error.filename or prefix, error.strerror), False)

@@ -32,6 +32,7 @@ fp_needs=@GLIBC@
 if [ -n "$fp_needs" ] && [ -z "${FASTPACK_IGNORE_REQUIREMENTS:-}" ]; then
     fp_libc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fp_libc=
     fp_libc=${fp_libc##* }
+    fp_libc=${fp_libc%%[!0-9.]*}
     fp_found="glibc $fp_libc"
     if [ -z "$fp_libc" ]; then
         case "$(ldd --version 2>&1)" in *musl*) fp_libc=0.0 fp_found=musl ;; *) fp_libc=$fp_needs ;; esac

@@ -1,0 +1,89 @@
+"""Archives made to be wrong: cut, flipped, forged with right digests, and what other tools would make."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fastpack import container, digest
+from fastpack._place_py import content_mtime
+from fastpack.codec import CODECS
+from fastpack.frames import Locator, trailer
+from fastpack.manifest import Manifest, Member
+from fastpack.model import Kind
+from tests.conftest import Done, run_fastpack
+from tests.test_packing import manifest_of
+
+REG, SYM, LNK, DIR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
+
+
+def unpack_piped(archive: str, target: str, *options: str) -> Done:
+    with open(archive, "rb") as stream:
+        return run_fastpack("unpack", "-", "-p", target, *options, stdin=stream)
+
+
+def refused(path: str, target: str, piped: bool) -> Done:
+    done = unpack_piped(path, target) if piped else run_fastpack("unpack", path, "-p", target)
+    parent = os.path.dirname(target)
+    assert not os.path.lexists(target), done.err
+    assert not [name for name in os.listdir(parent) if "partial" in name]
+    return done
+
+
+def rebuilt(archive: str, out: str, change: Callable[[Manifest, list[bytes]], Manifest]) -> str:
+    """An archive of ours with other contents: `change` gets the manifest and the plain frames."""
+    manifest = manifest_of(archive)
+    data = Path(archive).read_bytes()
+    codec = CODECS["tar.zst"]
+    plains = [
+        bytes(memoryview(codec.decompress(data[f.offset : f.offset + f.packed_bytes], f.plain_bytes)))
+        for f in manifest.frames
+    ]
+    manifest = change(manifest, plains)
+    blob, frames = b"", []
+    for frame, plain in zip(manifest.frames, plains, strict=True):
+        packed = codec.compress(plain, 3)
+        frames.append(dataclasses.replace(frame, offset=len(blob), packed_bytes=len(packed), plain_bytes=len(plain)))
+        blob += packed
+    text = dataclasses.replace(manifest, frames=tuple(frames)).to_bytes()
+    own = Member(Kind.FILE, ".fastpack/manifest", 0o644, content_mtime(digest.blake(text)), len(text))
+    sizes = [(f.packed_bytes, f.plain_bytes) for f in frames]
+    for part in (own.header(""), text, bytes(container.padding(len(text))) + container.END):
+        packed = codec.compress(part, 3)
+        if part is text:
+            locator = Locator(int(manifest.header["format"]), len(blob), len(packed), len(text), digest.blake(text))
+        blob += packed
+        sizes.append((len(packed), len(part)))
+    Path(out).write_bytes(blob + trailer(codec, locator, sizes))
+    return out
+
+
+def with_member(archive: str, out: str, which: str, **changes: object) -> str:
+    def change(manifest: Manifest, plains: list[bytes]) -> Manifest:
+        members = tuple(dataclasses.replace(m, **changes) if m.path == which else m for m in manifest.members)  # type: ignore[arg-type]
+        return dataclasses.replace(manifest, members=members)
+
+    return rebuilt(archive, out, change)
+
+
+def foreign(path: Path, rows: list[tuple[str, bytes, str]], end: bool = True) -> str:
+    """A tar of (name, type, link target or content)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, kind, content in rows:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            info.mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
+            if kind == tarfile.REGTYPE:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content.encode()))
+            else:
+                info.linkname = content
+                tar.addfile(info)
+    data = buffer.getvalue()
+    path.write_bytes(data if end else data.rstrip(b"\0"))
+    return str(path)
