@@ -149,20 +149,24 @@ def read_relocations(data: bytes) -> list[RelocatedFile]:
 def read_table(data: bytes) -> Table:
     """Read ``relocations.json``; ValueError (or what nonsense raises) if it is not one, with what is wrong in it."""
     table = json.loads(data.decode("ascii"))
-    if table["format"] != RELOCATIONS_FORMAT:
+    if type(table["format"]) is not int or table["format"] != RELOCATIONS_FORMAT:
         raise ValueError("relocations of format %r, this program reads %d" % (table["format"], RELOCATIONS_FORMAT))
     placeholders = [os.fsencode(text) for text in table["placeholders"]]
+    if not all(placeholder.startswith(b"/") for placeholder in placeholders):
+        raise ValueError("a placeholder that is no path")
     files = []
     for row in table["files"]:
         parts = str(row["path"]).split("/")
         if ".." in parts or "" in parts or "\0" in row["path"]:
             raise ValueError("a path that may lead out of the environment: %r" % row["path"])
         items = tuple(Relocation(*item) for item in row["items"])
-        if not isinstance(row["mode"], int) or not isinstance(row["size"], int) or not isinstance(row["sha256"], str):
-            raise ValueError("mode, size or sha256 of %r is none" % row["path"])
+        if not items or not all(_is_size(row[key]) for key in ("mode", "size", "placeholder")):
+            raise ValueError("mode, size, placeholder or items of %r are none" % row["path"])
+        if not isinstance(row["sha256"], str) or not _FIELD["sha256"].fullmatch(os.fsencode(row["sha256"])):
+            raise ValueError("the sha256 of %r is none" % row["path"])
         before = Relocation(0, "", 0)
         for item in items:
-            if not (isinstance(item.offset, int) and isinstance(item.slot, int)) or item.slot < 0:
+            if not (_is_size(item.offset) and _is_size(item.slot)):
                 raise ValueError("a relocation without offset or slot in %r" % row["path"])
             if not _has_its_value(item):
                 raise ValueError("a relocation of kind %r with another value in %r" % (item.kind, row["path"]))
@@ -182,11 +186,15 @@ def read_table(data: bytes) -> Table:
     return Table(files, _directories(table.get("directories", [])), table.get("strict") is True)
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _has_its_value(item: Relocation) -> bool:
     """Whether a relocation's value is what its kind needs."""
     value = item.value
     if item.kind in ("binary", "slash"):
-        length = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        length = value is None or _is_size(value)
         return length or (item.kind == "slash" and value == OPTIONAL)
     if item.kind in WIDE:
         return value in (None, OPTIONAL)
@@ -194,6 +202,8 @@ def _has_its_value(item: Relocation) -> bool:
         return isinstance(value, str)
     if item.kind in ("shebang", "record"):
         texts = isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+        if texts:
+            value[0].encode("utf-8", "surrogateescape"), value[1].encode("utf-8", "surrogateescape")
         return texts and (item.kind == "shebang" or value[0] in ("sha256", "size"))
     return value is None and item.kind in _TEXTS
 
@@ -345,6 +355,11 @@ def stated_field(kind: str, value: Any, stated: Stated) -> bytes:
 
 def _stated_path(item: Relocation) -> str:
     return item.value if item.kind == "pip-record" else item.value[1]  # type: ignore[no-any-return]
+
+
+def stated_files(file: RelocatedFile) -> set[str]:
+    """The files whose hashes or sizes a record states."""
+    return {_stated_path(item) for item in file.items if item.kind in ("record", "pip-record")}
 
 
 def strings_of(items: Sequence[Relocation], start: int = 0) -> list[tuple[int, int, list[int]]]:
@@ -541,7 +556,7 @@ def read_state(root: str) -> dict[str, Any] | None:
     if not isinstance(state, dict) or not isinstance(state.get("complete"), bool):
         raise ValueError("it does not say whether it is complete")
     for name in ("prefix", "target"):
-        if not isinstance(state.get(name), (str, type(None))):
+        if not isinstance(state.setdefault(name, None), (str, type(None))) or (state["complete"] and not state[name]):
             raise ValueError("its %s is no path" % name)
     earlier = state.get("earlier", [])
     if not isinstance(earlier, list) or not all(isinstance(path, str) for path in earlier):
@@ -553,7 +568,11 @@ def read_state(root: str) -> dict[str, Any] | None:
     unsigned = state.setdefault("unsigned", [])
     if not isinstance(pad, list) or not all(isinstance(rule, str) for rule in pad) or check_pad(pad) is not None:
         raise ValueError("its padding is none")
-    if not isinstance(signed, dict) or not isinstance(unsigned, list):
+    if (
+        not isinstance(signed, dict)
+        or not isinstance(unsigned, list)
+        or not all(isinstance(text, str) for text in [*signed.values(), *unsigned])
+    ):
         raise ValueError("its signed files are no table")
     return state
 
@@ -713,19 +732,25 @@ def relocate_file(path: str, file: RelocatedFile, tree: Tree, dry_run: bool = Fa
         # A signature changes bytes, and maybe the length, of a file that is else what we wrote.
         known = tree.signed.get(file.path)
         signed = padded and known is not None and (known == "" or _sha256(stream) == known)
-        cuts = list(windows(file.items, n_bytes if signed else file.n_bytes, SMALL_FILE))
-        if file.second_phase:
-            cuts = [(0, n_bytes, 0, len(file.items))]
-        elif padded and n_bytes != file.n_bytes and not signed:
-            return "left"
         # As it is padded by the rules that are to be, or as it may have been padded before.
         pads = [file] + [other for other in (with_pad(file, ["conda"]), with_pad(file, ["slash"])) if other is not file]
         sources = dict.fromkeys(name if name is not None and file.fits(name) else None for name in tree.sources)
         for source, pad in [(name, pad) for name in sources for pad in (pads if name is not None else pads[:1])]:
+            try:
+                growth = 0 if source is None else placed_growth(pad.items, file.placeholder, source)
+            except Mismatch:
+                continue
+            if not file.second_phase and not signed and n_bytes != file.n_bytes + growth:
+                continue
+            # A record is small, and what it states has other lengths at every prefix.
+            cuts = [(0, n_bytes, 0, len(file.items))]
+            if not file.second_phase:
+                cuts = list(windows(file.items, n_bytes if signed else file.n_bytes, SMALL_FILE))
             disk, check, result = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
             head = tail = b""
 
             def forms(
+                cuts: Any = cuts,
                 source: bytes | None = source, pad: RelocatedFile = pad,
                 disk: Any = disk, check: Any = check, result: Any = result,
             ) -> Iterator[bytearray]:  # fmt: skip

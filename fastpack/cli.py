@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     )
 
 
-def printable(text: str) -> str:
-    """A name for a terminal: control characters and bytes that are no text escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
-
-
 class _Filters(click.Command):
     """Keeps --exclude and --include in the order in which they were given, across the two options."""
 
@@ -321,11 +316,8 @@ def list_(archive: str, patterns: tuple[str, ...], as_json: bool) -> None:
         letters = {"file": "-", "directory": "d", "link": "l", "hardlink": "h"}
         for row in report.members:
             when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(str(row["mtime"]))))
-            arrow = f" -> {printable(str(row['target']))}" if row["target"] else ""
-            console.show(
-                f"{letters[str(row['kind'])]}{row['mode']} {row['size']!s:>12} {when}"
-                f" {printable(str(row['path']))}{arrow}"
-            )
+            arrow = f" -> {row['target']}" if row["target"] else ""
+            console.show(f"{letters[str(row['kind'])]}{row['mode']} {row['size']!s:>12} {when} {row['path']}{arrow}")
 
     run(console, work, describe)
 

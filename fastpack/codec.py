@@ -59,7 +59,7 @@ class Zstd:
             decompressor = getattr(self._local, "decompressor", None)
             if decompressor is None:
                 decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
-            plain: bytes = decompressor.decompress(memoryview(data), max_output_size=n_bytes)
+            plain: bytes = decompressor.decompress(memoryview(data), max_output_size=n_bytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise DamagedArchive(f"a zstd frame cannot be decompressed: {error}") from None
         if len(plain) != n_bytes:

@@ -23,6 +23,13 @@ SCHEMA = 1
 SHOWN = 10
 
 
+def printable(text: str) -> str:
+    """A line for a terminal: control characters, line ends among them, and bytes that are no text are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
 class Console:
     """What a command says: people read stderr, programs one JSON object on stdout."""
 
@@ -38,12 +45,12 @@ class Console:
     def say(self, text: str) -> None:
         """A line for people."""
         if not self.quiet and not self.as_json:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     def show(self, text: str) -> None:
         """A line of what was asked for, on standard output."""
         if not self.as_json:
-            print(text)
+            print(printable(text))
 
     def progress(self, stage: str, done: int, total: int, group: str) -> None:
         """A bar in bytes with rate and time left; nothing where stderr is no terminal."""
@@ -139,6 +146,13 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
                  "expected": None, "found": None, "hint": None}  # fmt: skip
         console.stop()
         _fail(console, "the reader of the output went away")
+    except OSError as failure:  # of standard output: commands explain their own
+        code = 1
+        message = f"the system says: {failure.strerror}"
+        error = {"class": type(failure).__name__, "message": message, "path": failure.filename, "expected": None,
+                 "found": None, "hint": None}  # fmt: skip
+        console.stop()
+        _fail(console, message)
     except Exception as failure:
         code = 1
         error = {"class": type(failure).__name__, "message": str(failure), "path": None, "expected": None,
@@ -155,7 +169,7 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
 
 def _fail(console: Console, text: str) -> None:
     if not console.as_json:
-        print(f"fastpack {console.command}: {text}", file=sys.stderr)
+        print(printable(f"fastpack {console.command}: {text}"), file=sys.stderr)
 
 
 def size(n_bytes: float) -> str:

@@ -129,8 +129,11 @@ class Destination:
                         raise
                     self._mode = Mode.MOVE
             self._begin(os.path.join(self.path, f".fastpack-partial-{secrets.token_hex(4)}"))
-        except OSError as error:
-            raise fs.explain_os_error(error, error.filename or self.path) from None
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError):
+                raise fs.explain_os_error(error, error.filename or self.path) from None
+            raise
         return self
 
     def _make_parents(self) -> None:
@@ -145,7 +148,7 @@ class Destination:
 
     def _begin(self, root: str) -> None:
         os.mkdir(root, 0o755)
-        self.root = root
+        self.root = root  # from here on it is ours to remove
         os.mkdir(os.path.join(root, ".fastpack"), 0o755)
         self._lock = _make_marker(root, {"made": "whole"})
 
@@ -162,8 +165,11 @@ class Destination:
         self._end(self.path)
 
     def _swap(self) -> None:
-        """Exchange the new environment for the old one; whatever a kill leaves is one of them, whole, in its place."""
-        with _locked_directory(self.path), _locked_directory(self.root):
+        """Exchange the new environment for the old one; whatever a kill leaves is one of them, whole, in its place.
+
+        The other one bears no marker at that moment: a note beside it names both by their inodes.
+        """
+        with _locked_directory(self.path), _locked_directory(self.root), _swap_note(self.root, self.path):
             self._end(self.root)
             old = self.root
             try:
@@ -214,12 +220,18 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._finished:
-            return
+        if not self._finished:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Take back what was begun."""
         if self._lock is not None:
             self._lock.close()
-        if self.root and self.root != self.path and os.path.lexists(os.path.join(self.root, INCOMPLETE)):
-            _remove_marked(self.root)
+        if self.root and self.root != self.path:
+            if os.path.lexists(os.path.join(self.root, INCOMPLETE)):
+                _remove_marked(self.root)
+            else:  # the disk was full before there was a marker
+                fs.remove_tree(self.root)
         if self.root:
             _remove_debris(self.path)
         for parent in reversed(self._parents):
@@ -247,10 +259,46 @@ def _make_marker(root: str, content: dict[str, object]) -> BinaryIO:
         marker.flush()
         os.rename(temporary, path)
     except BaseException:
-        marker.close()
+        try:
+            marker.close()  # which may find the disk full once more
+        except OSError:
+            pass
         os.unlink(temporary)
         raise
     return marker
+
+
+@contextmanager
+def _swap_note(new: str, old: str) -> Iterator[None]:
+    """Note, while two environments are exchanged, that the one which is not in its place is debris."""
+    path = f"{new}.swap"
+    with open(path, "xb") as note:
+        fs.lock(note)
+        note.write(json.dumps({"inodes": [_inode(new), _inode(old)]}).encode("ascii"))
+        note.flush()
+        yield
+    os.unlink(path)
+
+
+def _remove_swapped(path: str) -> None:
+    """Remove what a killed exchange left beside a destination: by the inodes it had noted."""
+    random = "[0-9a-f]" * 8
+    for name in glob.glob(f"{glob.escape(_stem(path))}.partial-{random}.swap"):
+        try:
+            with open(name, "rb") as note:
+                if not fs.lock(note):
+                    continue
+                try:
+                    inodes = json.loads(note.read() or b"{}").get("inodes", [])
+                except (AttributeError, ValueError):
+                    inodes = []
+                for root in glob.glob(f"{glob.escape(_stem(path))}.partial-{random}"):
+                    if _inode(root) in inodes and os.path.lexists(path) and _inode(path) in inodes:
+                        with _locked_directory(root):
+                            _remove_environment(root)
+                os.unlink(name)
+        except OSError:
+            pass
 
 
 def _inode(path: str) -> list[int]:
@@ -277,6 +325,7 @@ def _unlocked_marker(root: str) -> dict[str, object] | None:
 
 def _remove_debris(path: str) -> None:
     """Remove what killed runs left for this destination; refuse it while another process is writing there."""
+    _remove_swapped(path)
     random = "[0-9a-f]" * 8
     for root in [
         *glob.glob(f"{glob.escape(_stem(path))}.partial-{random}"),

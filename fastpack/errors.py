@@ -60,7 +60,7 @@ class FastpackError(Exception):
     def __str__(self) -> str:
         parts = [self.message]
         if self.path is not None:
-            parts.append(f": {self.path!r}" if "\n" in self.path else f": {self.path}")
+            parts.append(f": {self.path}")
         both = (("expected", self.expected), ("found", self.found))
         sides = [f"{name} {value}" for name, value in both if value is not None]
         if sides:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from fastpack._place_py import INCOMPLETE, RELOCATIONS
-from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, UsageError
+from fastpack.errors import EnvironmentNotFound, FastpackError, NotAnEnvironment, UsageError
 from fastpack.manifest import Manifest, Member
 from fastpack.model import CatReport, InspectReport, Kind, ListReport, StatusReport, Warned
 from fastpack.reader import open_archive, read_relocated
-from fastpack.verifying import read_environment
+from fastpack.verifying import read_environment, same_place
 
 
 def inspect(path: str) -> InspectReport:
@@ -178,7 +178,7 @@ def status(prefix: str) -> StatusReport:
         return StatusReport(root, "foreign", None, None, 0, (), todo)
     try:
         _, relocated, state, archive_id = read_environment(root)
-    except IncompleteEnvironment as error:
+    except FastpackError as error:
         return StatusReport(root, "broken", None, None, 0, (), f"{error.message}; unpack the archive again")
     if state is None:
         return StatusReport(root, "archive form", None, archive_id, len(relocated), (), f"run {root}/bin/conda-unpack")
@@ -188,16 +188,9 @@ def status(prefix: str) -> StatusReport:
     advice: str | None = None
     if not state["complete"]:
         condition, advice = "interrupted", f"run fastpack relocate {root} (or its bin/conda-unpack) again"
-    elif place != root and not _same(place, root):
+    elif place != root and not same_place(place, root):
         condition, advice = "moved", f"run fastpack relocate {root} (or its bin/conda-unpack)"
     warnings = []
     if condition == "right" and place != root:
         warnings.append(Warned("through-link", None, f"{root} is another name of {place}, which its files name"))
     return StatusReport(root, condition, place, archive_id, len(relocated), pad, advice, tuple(warnings))
-
-
-def _same(one: str | None, two: str) -> bool:
-    try:
-        return one is not None and os.path.samefile(one, two)
-    except OSError:
-        return False

@@ -6,14 +6,16 @@ surrogateescape. docs/design.md, "The manifest", describes every field.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastpack import container
+from fastpack._place_py import STATE
 from fastpack.errors import DamagedArchive, HostileArchive, NewerFormat
 from fastpack.fs import check_relative
 from fastpack.model import MANIFEST_FORMAT, Group, GroupKind, Kind
@@ -70,6 +72,7 @@ class Manifest:
     frames: tuple[Frame, ...]
     members: tuple[Member, ...]
     left_out: tuple[tuple[str, str], ...]
+    raw: bytes = field(default=b"", repr=False, compare=False)  # what it was read from
 
     @property
     def arcroot(self) -> str:
@@ -146,9 +149,20 @@ def check_head(head: Any) -> None:
         raise ValueError("dest_prefix is no absolute path")
 
 
+def _check_rest(header: Any) -> None:
+    """Check the types of what only the manifest's header says; ValueError if one is wrong."""
+    if type(header["level"]) is not int or not isinstance(header.get("fastpack"), str):
+        raise ValueError("level or version are none")
+    libraries, pad = header.get("libraries", {}), header.get("pad", [])
+    if not isinstance(libraries, dict) or not isinstance(pad, list):
+        raise ValueError("libraries or pad are none")
+    if not all(isinstance(text, str) for text in [*libraries.values(), *pad]):
+        raise ValueError("libraries or pad are none")
+
+
 def check_format(found: object, path: str | None = None) -> None:
     """Refuse a format of a later fastpack, and what is no format number at all."""
-    if not isinstance(found, int):
+    if type(found) is not int or found < 0:
         raise DamagedArchive("the archive states no format version", path=path, found=repr(found))
     if found > MANIFEST_FORMAT:
         raise NewerFormat(
@@ -167,7 +181,7 @@ def from_bytes(data: bytes) -> Manifest:
     ------
     DamagedArchive, NewerFormat, HostileArchive : it names the first bad thing.
     """
-    rows: Iterator[Any] = (json.loads(line) for line in data.splitlines())
+    rows: Iterator[Any] = (json.loads(line) for line in io.BytesIO(data))
     header: dict[str, Any] | None = None
     packages: list[dict[str, str]] = []
     groups: list[Group] = []
@@ -188,7 +202,8 @@ def from_bytes(data: bytes) -> Manifest:
                 kind, name, version = row["group"]
                 groups.append(Group(GroupKind(kind), str(name), str(version)))
             elif "package" in row:
-                packages.append(row["package"])
+                package = {str(key): str(value) for key, value in row["package"].items()}
+                packages.append(package)
             elif "left_out" in row:
                 left_out.append((str(row["left_out"]), str(row["why"])))
         if header is None:
@@ -199,19 +214,26 @@ def from_bytes(data: bytes) -> Manifest:
         if header["arcroot"] and (why := check_relative(str(header["arcroot"]))):
             raise HostileArchive(f"the archive's root has {why}", path=str(header["arcroot"]))
         check_head(header)
+        _check_rest(header)
         if any(not 0 <= member.group < len(groups) for member in members):
             raise ValueError("a member of a group that is not there")
     except BROKEN as error:
         raise DamagedArchive(f"the manifest is broken ({type(error).__name__}: {error})") from None
     check_members(members)
+    if header["dest_prefix"] is None and (odd := next((m for m in members if m.path == STATE), None)):
+        raise HostileArchive("a member that only fastpack itself may write", path=odd.path)
     _check_frames(frames)
-    return Manifest(header, tuple(packages), tuple(groups), tuple(frames), tuple(members), tuple(left_out))
+    return Manifest(header, tuple(packages), tuple(groups), tuple(frames), tuple(members), tuple(left_out), data)
 
 
 def _member(row: dict[str, Any]) -> Member:
     kind = Kind(row["kind"])
-    n_bytes = int(row["size"]) if kind is Kind.FILE else 0
-    mtime = int(row["mtime"])
+    n_bytes = row["size"] if kind is Kind.FILE else 0
+    mtime = row["mtime"]
+    numbers = [n_bytes, mtime, row["mode"], row["group"], row.get("final_mode", 0)]
+    texts = [row["path"], row.get("target", ""), row.get("verdict", ""), row.get("not_relocated", "")]
+    if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a number or a text of {row['path']!r} is none")
     if not 0 <= n_bytes < 1 << 62 or not 0 <= mtime < 1 << 33:
         raise ValueError(f"an impossible size or time of {row['path']!r}")
     return Member(
@@ -237,6 +259,8 @@ def check_members(members: Iterable[Member]) -> None:
     HostileArchive : it names the first one.
     """
     members = tuple(members)
+    if not members or members[0].path != PACK_JSON:
+        raise HostileArchive("an archive of fastpack whose members are out of order", path=PACK_JSON)
     directories = {member.path for member in members if member.kind is Kind.DIRECTORY}
     kinds: dict[str, Kind] = {}
     for member in members:
@@ -258,14 +282,19 @@ def check_members(members: Iterable[Member]) -> None:
             )
         if member.kind is Kind.HARDLINK and kinds.get(member.target) is not Kind.FILE:
             raise HostileArchive("a hard link to no earlier file of the archive", path=member.path, found=member.target)
-        if member.kind is Kind.LINK and (not member.target or "\0" in member.target or _odd(member.target)):
+        if member.kind is Kind.LINK and odd_target(member.target):
             raise HostileArchive("a symbolic link to nothing", path=member.path)
         kinds[member.path] = member.kind
 
 
-def _odd(target: str) -> bool:
+#: Bytes of a symbolic link's target on Linux (PATH_MAX without its NUL).
+MAX_TARGET = 4095
+
+
+def odd_target(target: str) -> bool:
+    """Whether no symbolic link can have that target."""
     try:
-        return len(os.fsencode(target)) > 4095
+        return not target or "\0" in target or len(os.fsencode(target)) > MAX_TARGET
     except UnicodeEncodeError:
         return True
 

@@ -16,6 +16,9 @@ from fastpack.frames import Locator, read_manifest
 from fastpack.manifest import BROKEN, Manifest, Member
 from fastpack.model import Kind
 
+#: The list of relocations is text full of digests, which compresses to a tenth or so: more than this is a bomb.
+MAX_RATIO = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -92,7 +95,10 @@ class FrameReader:
     def packed(self, index: int) -> bytes:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""
         frame = self._manifest.frames[index]
-        packed = os.pread(self._descriptor, frame.packed_bytes, frame.offset)
+        try:
+            packed = os.pread(self._descriptor, frame.packed_bytes, frame.offset)
+        except OSError as error:
+            raise DamagedArchive(f"the archive cannot be read ({error.strerror})") from None
         if len(packed) != frame.packed_bytes:
             raise DamagedArchive(f"the archive is cut off in frame {index}")
         return packed
@@ -174,7 +180,7 @@ def open_archive(path: str) -> Iterator[Archive]:
     DamagedArchive, NewerFormat, HostileArchive : also for one that fastpack did not make.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise DamagedArchive(
             f"the archive cannot be opened ({error.strerror})", path=path, hint="give the path of an archive"
@@ -182,7 +188,10 @@ def open_archive(path: str) -> Iterator[Archive]:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DamagedArchive("that is no file that can be read from its end", path=path, hint="give it as a file")
-        found = read_manifest(descriptor, path)
+        try:
+            found = read_manifest(descriptor, path)
+        except OSError as error:
+            raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=path) from None
         if found is None:
             raise DamagedArchive(
                 "fastpack did not make this archive, or its end is missing",
@@ -191,8 +200,6 @@ def open_archive(path: str) -> Iterator[Archive]:
             )
         codec, locator, manifest = found
         yield Archive(path, descriptor, codec, locator, manifest, FrameReader(descriptor, codec, manifest))
-    except OSError as error:
-        raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=path) from None
     except DamagedArchive as error:
         error.path = error.path or path
         raise
@@ -205,12 +212,11 @@ def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFil
     wanted = next((i for i, member in enumerate(manifest.members) if member.path == RELOCATIONS), None)
     if wanted is None:
         raise DamagedArchive("the archive has no relocations", path=RELOCATIONS)
-    parts = [
-        bytes(data)
-        for index in reader.frames_of(wanted)
-        for segment, data, _ in reader.read(index)
-        if segment.member == wanted
-    ]
+    frames = reader.frames_of(wanted)
+    n_bytes = manifest.members[wanted].n_bytes
+    if n_bytes > max(1 << 20, MAX_RATIO * sum(manifest.frames[index].packed_bytes for index in frames)):
+        raise DamagedArchive("the relocations would not fit into memory", path=RELOCATIONS, found=f"{n_bytes} bytes")
+    parts = [bytes(data) for index in frames for segment, data, _ in reader.read(index) if segment.member == wanted]
     return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)
 
 
@@ -231,7 +237,7 @@ def check_relocated(data: bytes, members: Sequence[Member], archive_form: bool) 
     seen: set[str] = set()
     for file in files:
         member = known.get(file.path)
-        if member is None or file.path in seen:
+        if member is None or file.path in seen or file.path.startswith(".fastpack/"):
             raise DamagedArchive("relocations of a file that is not in the archive", path=file.path)
         seen.add(file.path)
         if archive_form and member.n_bytes != file.n_bytes:

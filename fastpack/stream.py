@@ -24,23 +24,27 @@ import zstandard
 from fastpack import digest
 from fastpack._place_py import EPOCH_2000, RELOCATIONS, content_mtime
 from fastpack.codec import by_magic, stream_reader
-from fastpack.container import MAX_LONG_NAME
 from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive, NoSpace
 from fastpack.fs import check_relative, free_bytes
 from fastpack.manifest import (
     BROKEN,
     MANIFEST,
+    MAX_TARGET,
     PACK_JSON,
     RESERVED,
     Manifest,
     check_format,
     check_head,
     from_bytes,
+    odd_target,
 )
 from fastpack.model import Kind, Progress, Warned
 
 _MAX_OWN = 1 << 30
+_MAX_HEAD = 64 << 20
+#: Bytes of a long name or a PAX header: tarfile reads them with a pattern that takes its square.
+_MAX_EXTENSION = 128 << 10
 #: A member of at least so many bytes is begun only if there is room for all of it.
 _LARGE = 64 << 20
 
@@ -55,6 +59,7 @@ class Streamed:
     n_files: int = 0
     written_bytes: int = 0
     links: dict[str, str] = field(default_factory=dict)
+    replaced: list[tuple[str, str]] = field(default_factory=list)  # links of whose name a later member is
     hardlinks: dict[str, str] = field(default_factory=dict)
     directories: dict[str, int] = field(default_factory=dict)
     warnings: list[Warned] = field(default_factory=list)
@@ -187,9 +192,16 @@ class _Info(tarfile.TarInfo):
                    tarfile.SOLARIS_XHDTYPE)  # fmt: skip
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.size < 0 or (self.type in self._extensions and self.size > MAX_LONG_NAME):
+        if self.size < 0 or (self.type in self._extensions and self.size > _MAX_EXTENSION):
             raise tarfile.ReadError(f"a header with a size of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse member")
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
+
+    def _no_sparse(self, *arguments: object) -> None:
+        raise tarfile.ReadError("a sparse member")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_sparse
 
 
 class _Writer:
@@ -201,6 +213,7 @@ class _Writer:
         self.kinds: dict[str, Kind] = {}
         self.digests: dict[str, tuple[int, bytes, int, int]] = {}  # size, digest, mode, mtime
         self.result = Streamed()
+        self.head: dict[str, Any] = {}
 
     def name(self, info: tarfile.TarInfo) -> str | None:
         """A member's path below the root; None for the root itself."""
@@ -237,7 +250,8 @@ class _Writer:
         if Kind.DIRECTORY in (known, kind):
             raise HostileArchive("a directory and something else have one name", path=path)
         self.result.warnings.append(Warned("duplicate", path, "two members have this name; the last one counts"))
-        self.result.links.pop(path, None)
+        if path in self.result.links:
+            self.result.replaced.append((path, self.result.links.pop(path)))
         if known is not Kind.LINK:
             os.unlink(os.path.join(self._root, path))
 
@@ -250,6 +264,14 @@ class _Writer:
                     raise
         self.kinds[path] = Kind.DIRECTORY
         self.result.directories[path] = mode & 0o777
+
+    def add_link(self, path: str, target: str) -> None:
+        """A symbolic link, made last of all."""
+        if odd_target(target):
+            raise HostileArchive("a symbolic link to nothing", path=path)
+        self.prepare(path, Kind.LINK)
+        self.kinds[path] = Kind.LINK
+        self.result.links[path] = target
 
     def write_file(self, path: str, info: tarfile.TarInfo, source: Any) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -301,8 +323,8 @@ def _extract(
             writer = _Writer(where.root, ours)
             if ours:
                 arcroot = info.name[: -len(PACK_JSON)].rstrip("/")
-                content, head = _read_head(tar, info)
-                writer.result.warnings += check_head(head)
+                content, writer.head = _read_head(tar, info)
+                writer.result.warnings += check_head(writer.head)
         elif not writer.ours and info.name.removeprefix("./") in (PACK_JSON, MANIFEST):
             raise DamagedArchive("an archive of fastpack whose members are out of order", path=info.name)
         if arcroot and writer is not None:
@@ -342,9 +364,9 @@ def _extract_zip(descriptor: int, archive: str, where: Destination, progress: Pr
                     writer.prepare(path, Kind.DIRECTORY)
                     writer.make_directory(path, info.mode)
                 elif stat.S_ISLNK(mode):
-                    writer.prepare(path, Kind.LINK)
-                    writer.kinds[path] = Kind.LINK
-                    writer.result.links[path] = os.fsdecode(archive_file.read(member)[:4096])
+                    if member.file_size > MAX_TARGET:
+                        raise HostileArchive("a symbolic link to nothing", path=path)
+                    writer.add_link(path, os.fsdecode(archive_file.read(member)))
                 elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
                     writer.prepare(path, Kind.FILE)
                     with archive_file.open(member) as source:
@@ -353,14 +375,18 @@ def _extract_zip(descriptor: int, archive: str, where: Destination, progress: Pr
                     raise HostileArchive("a member is neither file, directory nor link", path=path)
                 done += member.compress_size
                 progress("unpack", done, 0, path.split("/", 1)[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, *BROKEN) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, *BROKEN) as error:
         raise DamagedArchive(f"the zip file cannot be read to its end ({error})", path=archive) from None
+    except OSError as error:
+        if error.errno is None:  # bz2 raises a bare OSError for bad data
+            raise DamagedArchive(f"the zip file cannot be read to its end ({error})", path=archive) from None
+        raise
     return writer.result
 
 
 def _read_head(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[bytes, dict[str, Any]]:
     source = tar.extractfile(info)
-    if source is None or info.size > _MAX_OWN:
+    if source is None or info.size > _MAX_HEAD:
         raise DamagedArchive("the archive's first member is broken", path=info.name)
     data = source.read()
     try:
@@ -377,17 +403,15 @@ def _extract_member(
 ) -> None:
     path = writer.name(info)
     if path is None:
+        if not info.isdir():
+            raise HostileArchive("the archive's root is no directory", path=info.name)
         return
     result = writer.result
     if info.isdir():
         writer.prepare(path, Kind.DIRECTORY)
         writer.make_directory(path, info.mode)
     elif info.issym():
-        if not info.linkname:
-            raise HostileArchive("a symbolic link to nothing", path=path)
-        writer.prepare(path, Kind.LINK)
-        writer.kinds[path] = Kind.LINK
-        result.links[path] = info.linkname
+        writer.add_link(path, info.linkname)
     elif info.islnk():
         target = info.linkname.removeprefix("./")
         if target == path or writer.kinds.get(target) not in (Kind.FILE, Kind.HARDLINK):
@@ -422,6 +446,9 @@ def _check_against_manifest(writer: _Writer, archive: str) -> None:
     if not result.manifest_bytes:
         raise DamagedArchive("the archive is cut off: its manifest is missing", path=archive)
     manifest = from_bytes(result.manifest_bytes)
+    for key in ("arcroot", "dest_prefix", "requires", "longest_prefix", "ascii_only"):
+        if manifest.header.get(key) != writer.head.get(key):
+            raise DamagedArchive(f"the archive's first member and its manifest disagree in {key!r}", path=archive)
     seen = dict(writer.kinds)
     seen.pop(MANIFEST, None)
     for member in manifest.members:

@@ -44,7 +44,14 @@ from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.reader import FrameReader, Segment, check_relocated, read_relocated
-from fastpack.relocation import KERNELS, check_ascii, check_prefix, check_target
+from fastpack.relocation import (
+    KERNELS,
+    check_ascii,
+    check_prefix,
+    check_target,
+    sha256_of,
+    unplacing_edits,
+)
 from fastpack.stream import extract_stream
 
 #: Bytes of a path that Linux opens, without its NUL.
@@ -229,6 +236,8 @@ class _Extractor:
         mtime = member.mtime
         content: memoryview | bytearray = data
         if file is not None:
+            if digest.sha256(data) != file.sha256:
+                raise DamagedArchive("a file does not have the sha256 its relocations state", path=member.path)
             content = self._place(file, bytearray(data), 0, len(file.items), 0)
             placed[member.path] = Stated(digest.sha256(content), len(content))
             mtime = relocated_mtime(content)
@@ -274,8 +283,13 @@ class _Extractor:
         path = os.path.join(self._root, member.path)
         file = self._relocated.get(member.path)
         mtime, stated = member.mtime, None
-        if file is not None:
+        if file is not None and self._prefix is not None:
             stated, mtime = _state_of(path)
+            edits = unplacing_edits(file.items, file.placeholder, self._prefix)
+            with open(path, "rb") as placed:
+                found = sha256_of(lambda n, at: os.pread(placed.fileno(), n, at), stated.n_bytes, edits)
+            if found != file.sha256:
+                raise DamagedArchive("a file does not have the sha256 its relocations state", path=member.path)
         os.chmod(path, member.mode)
         os.utime(path, (mtime, mtime))
         return stated
@@ -326,7 +340,7 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             padded = [with_pad(file, job.options.pad) for file in relocated]
             extractor = _Extractor(reader, manifest, root, os.fsencode(prefix) if at_once else None, padded)
             placed = _extract(job, extractor, reader, manifest, total)
-            _write_manifest(root, manifest.to_bytes(), archive_id)
+            _write_manifest(root, manifest.raw, archive_id)
             if at_once:
                 signed, unsigned = _second_phase(root, padded, os.fsencode(prefix), placed)
                 _check_all_written(root, manifest)
@@ -498,6 +512,8 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
                 if job.elsewhere or job.options.pad:
                     raise UsageError("--dest-prefix and --pad need an archive of fastpack's", path=job.archive)
                 warnings += _check_links(job, done.links, None)
+                for path, target in done.replaced:
+                    _check_links(job, {**done.links, path: target}, None)
                 warnings.append(
                     Warned("foreign", None, "fastpack did not make this archive: it was unpacked as it is, so run its"
                                             " bin/conda-unpack if it has one")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastpack import container, digest
-from fastpack._place_py import content_mtime
+from fastpack._place_py import RELOCATIONS, content_mtime
 from fastpack.codec import CODECS
 from fastpack.frames import Locator, trailer
 from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind
+from fastpack.reader import lay_out
 from tests.conftest import Done, run_fastpack
-from tests.test_packing import manifest_of
+from tests.test_packing import manifest_of, read_member
 
 REG, SYM, LNK, DIR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
 
@@ -87,3 +90,43 @@ def foreign(path: Path, rows: list[tuple[str, bytes, str]], end: bool = True) ->
     data = buffer.getvalue()
     path.write_bytes(data if end else data.rstrip(b"\0"))
     return str(path)
+
+
+def redigested(manifest: Manifest, plains: list[bytes]) -> Manifest:
+    """A forged manifest whose frames have the digests of what is in them."""
+    sized = tuple(dataclasses.replace(f, plain_bytes=len(p)) for f, p in zip(manifest.frames, plains, strict=True))
+    manifest = dataclasses.replace(manifest, frames=sized)
+    frames = []
+    for frame, plain, segments in zip(manifest.frames, plains, lay_out(manifest), strict=True):
+        hashed: list[bytes] = []
+        for segment in segments:
+            member = manifest.members[segment.member]
+            if segment.header_bytes:
+                hashed.append(member.header(manifest.arcroot))
+            if member.kind is Kind.FILE:
+                hashed += digest.slice_digests(plain[segment.at : segment.at + segment.stop - segment.start])
+        frames.append(dataclasses.replace(frame, digest=digest.frame_digest(hashed)))
+    return dataclasses.replace(manifest, frames=tuple(frames))
+
+
+def forged_table(archive: str, out: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    """An archive whose relocations.json is another one, with right digests."""
+    table = json.loads(read_member(archive, RELOCATIONS))
+    change(table)
+    data = json.dumps(table).encode()
+
+    def forge(manifest: Manifest, plains: list[bytes]) -> Manifest:
+        index = next(k for k, member in enumerate(manifest.members) if member.path == RELOCATIONS)
+        old = manifest.members[index]
+        new = dataclasses.replace(old, n_bytes=len(data), digest=digest.file_digest(digest.slice_digests(data)))
+        start = plains[-1].index(old.header(manifest.arcroot))
+        plains[-1] = plains[-1][:start] + new.header(manifest.arcroot) + data + bytes(container.padding(len(data)))
+        members = (*manifest.members[:index], new, *manifest.members[index + 1 :])
+        return redigested(dataclasses.replace(manifest, members=members), plains)
+
+    return rebuilt(archive, str(out), forge)
+
+
+def rows_of(table: dict[str, Any], path: str = "share/app/app.conf") -> dict[str, Any]:
+    """A file's row in a relocations.json."""
+    return next(row for row in table["files"] if row["path"] == path)

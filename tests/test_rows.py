@@ -296,7 +296,7 @@ def test_row_6_an_unmanaged_binary_is_filled_where_it_fits(tmp_path: Path) -> No
     assert any(warning.code == "limited" for warning in report.warnings)
     # What lies behind another directory is no path of ours; it is listed, since nobody can know.
     assert report.not_relocated == (
-        {"path": "lib/own.so", "why": "a binary that names the prefix where no path begins"},
+        {"path": "lib/own.so", "why": "a binary that names the prefix where no path begins or ends"},
     )
 
     def filled(target: str) -> bytes:
