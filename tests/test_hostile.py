@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
 import shutil
@@ -312,6 +313,11 @@ def test_what_the_data_filter_refuses_is_refused(rows: list[tuple[str, bytes, st
         for parent, folders, names in os.walk(target):
             for found in folders + names:
                 full = os.path.join(parent, found)
+                try:
+                    os.stat(full)
+                except OSError as error:
+                    if error.errno == errno.ELOOP:
+                        continue  # it leads nowhere, and realpath makes something up
                 assert (os.path.realpath(full) + "/").startswith(os.path.realpath(target) + "/"), rows
 
 
