@@ -1,8 +1,11 @@
 # One door for developers. `make demo` and `make test` do all their own set-up.
 PYTHON ?= python3
 BIN := .venv/bin
+# What `make sanitize` runs: the kernels, and everything that feeds them.
+SANITIZED := tests/test_relocate_kernels.py tests/test_place.py tests/test_properties.py tests/test_relocation.py \
+	tests/test_examine.py tests/test_rows.py
 
-.PHONY: demo test check bench build clean
+.PHONY: demo test check bench build sanitize clean
 
 demo: .venv/built
 	$(BIN)/fastpack demo
@@ -23,6 +26,17 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/run.py $(PREFIX)
 
 build: .venv/built
+
+# The kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy with an environment of its own.
+sanitize: .venv/dev
+	rm -rf build/sanitize
+	mkdir -p build/sanitize
+	cp -r fastpack tests docs pyproject.toml setup.py README.md LICENSE build/sanitize/
+	rm -f build/sanitize/fastpack/*.so build/sanitize/fastpack/*.c
+	cd build/sanitize && FASTPACK_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
+		PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest $(SANITIZED)
 
 # The environment and the extension, made anew when what they are made from changes.
 .venv/built: pyproject.toml setup.py fastpack/_relocate.pyx

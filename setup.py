@@ -10,7 +10,7 @@ LINK: list[str] = []
 if os.environ.get("FASTPACK_WERROR"):
     COMPILE.append("-Werror")
 if os.environ.get("FASTPACK_SANITIZE"):
-    COMPILE += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+    COMPILE += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
     LINK += ["-fsanitize=address,undefined"]
 
 extensions = [

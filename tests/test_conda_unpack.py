@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -157,26 +154,3 @@ def test_every_python_at_hand_runs_it(archive: str, tmp_path: Path, python: str)
     script = f"{target}/bin/conda-unpack"
     done = subprocess.run([python, "-I", "-W", "error", script, target], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_killed_at_any_moment_it_finishes_the_next_time(real_archive: str, tmp_path: Path) -> None:
-    target = str(tmp_path / "first place")
-    fastpack.unpack(real_archive, target)
-    wanted = tree(target)
-    shutil.rmtree(target)
-    extract(real_archive, target)
-    rng = random.Random(2)
-    for k in range(8):
-        other = str(tmp_path / f"place {k}")
-        os.rename(target, other)
-        process = subprocess.Popen([f"{other}/bin/conda-unpack", "-q"], stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.05, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        os.rename(other, target)
-        if k % 3 == 0:
-            assert conda_unpack(target).returncode == 0
-    done = conda_unpack(target)
-    assert done.returncode == 0 and "left as it is" not in done.stderr
-    found = {path: value for path, value in tree(target).items() if "/.fastpack-" not in f"/{path}"}
-    assert found == wanted

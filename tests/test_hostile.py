@@ -407,7 +407,6 @@ def test_100_000_tiny_members_in_bounded_memory(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "target")
     with open(out, "rb") as pipe:
         peaks.append(peak_of("unpack", "-", "-p", tmp_path / "target", stdin=pipe))
-    peaks.append(peak_of("verify", out))
     assert max(peaks) < 600, peaks  # the names and their rows; 4 KB for each file
 
 

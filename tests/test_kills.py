@@ -1,0 +1,155 @@
+"""SIGKILL at 50 random moments of each command: what was there stays whole, and the next run cleans up and succeeds."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fastpack
+from fastpack import errors
+from fastpack.made_prefix import MadeFile, MadePackage, install
+from tests.conftest import P, app_package, c_string
+from tests.oracles.trees import snapshot
+from tests.test_conda_unpack import conda_unpack, extract, tree
+
+KILLS = 50
+FASTPACK = [sys.executable, "-m", "fastpack.cli"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """An environment that takes a tenth of a second or so to pack, unpack and relocate."""
+    prefix = str(tmp_path / "source")
+    rng = random.Random(1)
+    text = {
+        f"etc/{k}": MadeFile(P + b"/%d\n" % k + rng.randbytes(2000).hex().encode(), file_mode="text")
+        for k in range(150)
+    }
+    binary = {
+        f"lib/{k}.so": MadeFile(c_string(b"", b"/lib") + rng.randbytes(20000), file_mode="binary") for k in range(60)
+    }
+    install([app_package(), MadePackage("many", files=text | binary)], prefix)
+    return prefix
+
+
+def killed(command: list[str], seconds: float) -> bool:
+    """Run a command and kill it after a time; whether it was still alive."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def duration(command: list[str]) -> float:
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def moments(seconds: float, seed: int) -> list[float]:
+    """Times to kill at: most of them where the work is, behind the start of Python."""
+    rng = random.Random(seed)
+    return [seconds * rng.uniform(0.3, 1.05) for _ in range(KILLS)]
+
+
+def test_a_killed_pack(source: str, tmp_path: Path) -> None:
+    output = tmp_path / "a.tar.zst"
+    command = [*FASTPACK, "pack", "-p", source, "-o", str(output), "--force", "-q"]
+    long = duration(command)
+    wanted, before = output.read_bytes(), snapshot(source)
+    n_killed = 0
+    for seconds in moments(long, 1):
+        n_killed += killed(command, seconds)
+        assert output.read_bytes() == wanted
+    assert snapshot(source) == before
+    subprocess.run(command, check=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "source"] and n_killed > KILLS // 4
+    assert output.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("way", ["new", "piped", "force", "added"])
+def test_a_killed_unpack(source: str, tmp_path: Path, way: str) -> None:
+    archive = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=source, output=archive)
+    target = tmp_path / "target"
+    command = [*FASTPACK, "unpack", archive, "-p", str(target), "-q"]
+    if way == "piped":
+        command = ["sh", "-c", 'exec "$@" < "$0"', archive, *FASTPACK, "unpack", "-", "-p", str(target), "-q"]
+    if way in ("force", "added"):
+        command.append("--force")
+
+    def clean() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        if way == "added":
+            target.mkdir()
+            (target / "precious").write_text("mine")
+            os.utime(target / "precious", (0, 0))
+
+    clean()
+    long = duration(command)
+    wanted = snapshot(str(target))
+    n_killed = 0
+    for seconds in moments(long, 2):
+        if way != "force":
+            clean()
+        n_killed += killed(command, seconds)
+        if way == "force":
+            assert fastpack.verify(str(target)).problems == () and snapshot(str(target)).keys() == wanted.keys()
+            continue
+        if way == "added":
+            assert (target / "precious").read_text() == "mine"
+        finished = (target / ".fastpack" / "state.json").exists() and not (target / ".fastpack" / "incomplete").exists()
+        if finished:
+            assert snapshot(str(target)) == wanted
+        elif target.exists() and way != "added":
+            assert fastpack.status(str(target)).condition == "incomplete"
+            with pytest.raises(errors.IncompleteEnvironment):
+                fastpack.relocate(str(target))
+    if way != "force":
+        clean()
+    subprocess.run(command, check=True)
+    assert snapshot(str(target)) == wanted and n_killed > KILLS // 4
+    assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "source", "target"]
+
+
+@pytest.mark.parametrize("tool", ["relocate", "conda-unpack"])
+def test_a_killed_relocation(source: str, tmp_path: Path, tool: str) -> None:
+    archive = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=source, output=archive)
+    places = [str(tmp_path / name) for name in ("one", "the other place")]
+    if tool == "relocate":
+        fastpack.unpack(archive, places[0])
+    else:
+        extract(archive, places[0])
+    os.rename(places[0], places[1])
+
+    def command(place: str) -> list[str]:
+        return [*FASTPACK, "relocate", place, "-q"] if tool == "relocate" else [f"{place}/bin/conda-unpack", "-q"]
+
+    long = duration(command(places[1]))
+    n_killed = 0
+    for k, seconds in enumerate(moments(long, 3)):
+        here, there = places[k % 2], places[1 - k % 2]
+        os.rename(there, here)
+        n_killed += killed(command(here), seconds)
+        if k % 5 == 4:  # most times it is moved on half relocated
+            subprocess.run(command(here), check=True, capture_output=True)
+            assert fastpack.verify(here).problems == ()
+    here, there = places[KILLS % 2], places[1 - KILLS % 2]
+    os.rename(there, here)
+    done = conda_unpack(here)
+    assert done.returncode == 0 and "left as it is" not in done.stderr
+    found = tree(here)
+    shutil.rmtree(here)
+    fastpack.unpack(archive, here)
+    assert found == tree(here) and n_killed > KILLS // 4
