@@ -51,7 +51,7 @@ def archive(made: str, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     "name", ["short", "with space", "环境", "q'u\"o\\te$x%y#", "x" * 120, os.fsdecode(b"raw-\xff")]
 )
-def test_the_same_as_unpack_and_again_and_after_a_move(archive: str, tmp_path: Path, name: str) -> None:
+def test_row_18_the_same_as_unpack_and_again_and_after_a_move(archive: str, tmp_path: Path, name: str) -> None:
     target = str(tmp_path / name)
     fastpack.unpack(archive, target)
     wanted = tree(target)

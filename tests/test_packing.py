@@ -238,7 +238,7 @@ def test_identical_files_of_a_group_become_hard_links(tmp_path: Path) -> None:
     assert Path(target, "z/other").read_bytes() == Path(target, "c/exec").read_bytes() == same
 
 
-def test_a_hard_link_of_the_source_is_never_patched_through(made: str, tmp_path: Path) -> None:
+def test_row_15_a_hard_link_of_the_source_is_never_patched_through(made: str, tmp_path: Path) -> None:
     os.link(os.path.join(made, "share/app/app.conf"), tmp_path / "cache copy")
     before = snapshot(made)
     out, target = str(tmp_path / "a.tar.zst"), str(tmp_path / "unpacked")

@@ -34,7 +34,7 @@ def without_state(tree: dict[str, tuple[object, ...]]) -> dict[str, tuple[object
     return {path: value for path, value in tree.items() if path != ".fastpack/state.json" and value[0] != "directory"}
 
 
-def test_there_and_back_again(unpacked: str, tmp_path: Path) -> None:
+def test_row_18_there_and_back_again(unpacked: str, tmp_path: Path) -> None:
     first = without_state(snapshot(unpacked))
     for name in ("n2 with space", "n" * 90, "环境"):
         moved = str(tmp_path / name)
@@ -53,7 +53,7 @@ def test_there_and_back_again(unpacked: str, tmp_path: Path) -> None:
         assert without_state(snapshot(unpacked)) == first
 
 
-def test_files_that_came_since_are_recorded(unpacked: str, tmp_path: Path) -> None:
+def test_row_18_files_that_came_since_are_recorded(unpacked: str, tmp_path: Path) -> None:
     write(unpacked, "own/notes.txt", f"{unpacked}/share and {unpacked}2\n")
     script = f"#!/bin/sh\n'''exec' \"{unpacked}/bin/python\" \"$0\" \"$@\"\n' '''\nimport sys\n".encode()
     import base64
