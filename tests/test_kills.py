@@ -153,3 +153,37 @@ def test_a_killed_relocation(source: str, tmp_path: Path, tool: str) -> None:
     shutil.rmtree(here)
     fastpack.unpack(archive, here)
     assert found == tree(here) and n_killed > KILLS // 4
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("tool", ["relocate", "conda-unpack"])
+def test_a_full_disk_at_every_stage_of_a_relocation(source: str, tmp_path: Path, tool: str) -> None:
+    """With more and more room: refused with one line and whole, until it fits."""
+    archive = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=source, output=archive)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount")
+    try:
+        fastpack.unpack(archive, f"{disk}/one")
+        os.rename(f"{disk}/one", f"{disk}/another place")
+        here = f"{disk}/another place"
+        command = [*FASTPACK, "relocate", here, "-q"] if tool == "relocate" else [f"{here}/bin/conda-unpack", "-q"]
+        codes = []
+        for room in (0, 1, 2, 3, 5, 8, 400):
+            with open(disk / "fill", "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+                os.truncate(file.fileno(), max(0, os.fstat(file.fileno()).st_size - 4096 * room))
+            done = subprocess.run(command, capture_output=True, text=True)
+            codes.append(done.returncode)
+            assert done.returncode in (0, 23) and len(done.stderr.splitlines()) <= 1, done.stderr
+            os.unlink(disk / "fill")
+        assert codes[0] == 23 and codes[-1] == 0
+        assert conda_unpack(here).returncode == 0 and fastpack.verify(here).problems == ()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
