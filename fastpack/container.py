@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 
@@ -30,13 +31,43 @@ def header(kind: Kind, path: str, mode: int, mtime: int, n_bytes: int = 0, targe
 
     No PAX keywords (GNU tar warns of unknown ones for every entry), owner 0 without names, names as raw bytes.
     """
+    name, link = os.fsencode(path), os.fsencode(target)
+    if kind is Kind.DIRECTORY:
+        name += b"/"
+    size = n_bytes if kind is Kind.FILE else 0
+    if len(name) <= _NAME and len(link) <= _NAME and size < _OCTAL and 0 <= mtime < _OCTAL:
+        return _block(name, mode, size, mtime, _TYPES[kind], link)
     info = tarfile.TarInfo(path)
     info.type = _TYPES[kind]
     info.mode = mode
     info.mtime = mtime
-    info.size = n_bytes if kind is Kind.FILE else 0
+    info.size = size
     info.linkname = target
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def header_bytes(kind: Kind, path: str, target: str = "") -> int:
+    """The length of a member's header."""
+    total = BLOCK
+    for length in (len(os.fsencode(path)) + (kind is Kind.DIRECTORY), len(os.fsencode(target))):
+        if length > _NAME:
+            total += BLOCK + length + 1 + padding(length + 1)
+    return total
+
+
+#: Bytes of a name, and what the octal fields of a header hold; beyond them GNU tar's extensions begin.
+_NAME, _OCTAL = 100, 8**11
+#: Owner and group 0.
+_OWNER = b"0000000\0" * 2
+#: Magic and version, no names of owner and group, no device, no prefix.
+_REST = b"ustar  \0" + bytes(BLOCK - 265)
+
+
+def _block(name: bytes, mode: int, size: int, mtime: int, kind: bytes, link: bytes) -> bytes:
+    """One header block in GNU format; as tarfile writes it, five times as fast."""
+    start = b"%s%07o\0%s%011o\0%011o\0" % (name.ljust(_NAME, b"\0"), mode, _OWNER, size, mtime)
+    end = kind + link.ljust(_NAME, b"\0") + _REST
+    return b"%s%06o\0 %s" % (start, sum(start) + sum(end) + 8 * 32, end)
 
 
 def padding(n_bytes: int) -> int:

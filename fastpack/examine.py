@@ -208,6 +208,9 @@ def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
 
 
 def _examine_file(facts: _Facts, file: DiskFile) -> Examined:
+    unclaimed = file.path not in facts.env.entries and file.path not in facts.env.recorded
+    if unclaimed and (file.path.endswith(".pyc") or file.path in facts.untouchable):
+        return Examined(Verdict.UNMANAGED)  # not even opened: most files of a GPU environment
     with open_source(facts.env.prefix, file) as (_, read):
         found = _examine_open(facts, file, read)
         return found if found.verdict is Verdict.PROVEN else _as_recorded(facts.env, file, read, found)

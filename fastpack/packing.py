@@ -23,9 +23,9 @@ from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Progress, Warned, silent
-from fastpack.parallel import default_threads, ordered_map
+from fastpack.parallel import Scratch, default_threads, keep_memory, ordered_map
 from fastpack.plan import Piece, Plan, Planned, PlannedFrame, in_archive, make_plan
-from fastpack.reading import changed, open_source
+from fastpack.reading import changed, open_source, read_into
 from fastpack.relocation import kernel
 
 
@@ -60,6 +60,7 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     FastpackError : see errors.py; nothing is left behind.
     """
     started = time.monotonic()
+    keep_memory()
     codec, output = _output(env, options)
     level = codec.default_level if options.compress_level is None else options.compress_level
     if level not in codec.levels:
@@ -200,33 +201,34 @@ class _Builder:
         self._level = level
         self._prefixes = prefixes
         self._mtimes: dict[str, int] = {}
+        self._scratch = Scratch()
         self._index = {member.path: index for index, member in enumerate(plan.members)}
 
     def build(self, frame: PlannedFrame) -> _Built:
-        """Read, bring into archive form, hash and compress one frame."""
-        parts: list[bytes] = []
+        """Read, bring into archive form, hash and compress one frame, all in one buffer."""
+        members = [self._plan.members[piece.member] for piece in frame.pieces]
+        lengths = [self._lengths(member, piece) for member, piece in zip(members, frame.pieces, strict=True)]
+        plain = self._scratch.view(sum(map(sum, lengths)))
         hashed: list[bytes] = []
         slices: dict[int, list[bytes]] = {}
         mtimes: dict[int, int] = {}
-        source_bytes = n_naming = 0
-        for piece in frame.pieces:
-            member = self._plan.members[piece.member]
-            data = self._read(member, piece) if member.kind is Kind.FILE else b""
+        position = source_bytes = n_naming = 0
+        for member, piece, (n_header, n_data, n_padding) in zip(members, frame.pieces, lengths, strict=True):
+            data = plain[position + n_header : position + n_header + n_data]
+            self._read_into(member, piece, data)
             found = digest.slice_digests(data) if member.kind is Kind.FILE else []
-            if piece.start == 0:
+            if n_header:
                 mtime = mtimes[piece.member] = self._mtime(member, piece, data, found)
                 self._mtimes[member.path] = mtime
                 header = _archive_member(member, mtime, b"", 0).header(self._plan.arcroot)
-                parts.append(header)
+                plain[position : position + n_header] = header
                 hashed.append(header)
-            parts.append(data)
             hashed += found
             slices[piece.member] = found
-            source_bytes += len(data)
+            source_bytes += n_data
             n_naming += member.is_pyc and bool(kernel.find(data, self._prefixes))
-            if member.kind is Kind.FILE and piece.stop == member.n_bytes:
-                parts.append(bytes(container.padding(member.n_bytes)))
-        plain = b"".join(parts)
+            position += n_header + n_data + n_padding
+            plain[position - n_padding : position] = bytes(n_padding)
         packed = self._codec.compress(plain, self._level)
         return _Built(
             packed,
@@ -239,19 +241,38 @@ class _Builder:
             n_naming,
         )
 
-    def _read(self, member: Planned, piece: Piece) -> bytes:
-        """A piece of a member as it lies in the archive."""
+    def _lengths(self, member: Planned, piece: Piece) -> tuple[int, int, int]:
+        """Bytes of header, data and padding that a piece has in its frame."""
+        root = self._plan.arcroot + "/" if self._plan.arcroot else ""
+        target = root + member.target if member.kind is Kind.HARDLINK else member.target
+        n_header = container.header_bytes(member.kind, root + member.path, target) if piece.start == 0 else 0
+        if member.kind is not Kind.FILE:
+            return n_header, 0, 0
+        ends = piece.stop == member.n_bytes
+        return n_header, piece.stop - piece.start, container.padding(member.n_bytes) if ends else 0
+
+    def _read_into(self, member: Planned, piece: Piece, data: memoryview) -> None:
+        """Fill a buffer with a piece of a member as it lies in the archive."""
+        if member.kind is not Kind.FILE:
+            return
+        prefix = self._plan.environment.prefix
         if member.source is None:
-            return member.content
-        with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-            data = in_archive(pread, member)(piece.stop - piece.start, piece.start)
+            data[:] = member.content
+        elif not member.form.edits and not member.placing:
+            read_into(prefix, member.source, data, piece.start)
+        else:
+            with open_source(prefix, member.source) as (_, pread):
+                data[:] = in_archive(pread, member)(len(data), piece.start)
         planned = self._plan.placed.get(member.path, member.archived)
         if planned is not None and len(data) == planned.n_bytes and digest.sha256(data) != planned.sha256:
             # What relocations.json says of it was found in the planning pass.
-            raise changed(os.path.join(self._plan.environment.prefix, member.path), "changed")
+            raise changed(os.path.join(prefix, member.path), "changed")
         if member.follows is not None:
-            mtime = self._source_mtime(member.follows)
-            data = data[:8] + struct.pack("<I", mtime & 0xFFFFFFFF) + data[12:]
+            struct.pack_into("<I", data, 8, self._source_mtime(member.follows) & 0xFFFFFFFF)
+
+    def _read(self, member: Planned, piece: Piece) -> memoryview:
+        data = memoryview(bytearray(piece.stop - piece.start))
+        self._read_into(member, piece, data)
         return data
 
     def _source_mtime(self, path: str) -> int:
@@ -260,17 +281,18 @@ class _Builder:
             index = self._index[path]
             member = self._plan.members[index]
             piece = Piece(index, 0, min(member.n_bytes, SMALL_FILE))
-            data = self._read(member, piece) if member.kind is Kind.FILE and member.n_bytes <= SMALL_FILE else b""
+            small = member.kind is Kind.FILE and member.n_bytes <= SMALL_FILE
+            data = self._read(member, piece) if small else memoryview(b"")
             known = self._mtimes[path] = self._mtime(member, piece, data, digest.slice_digests(data))
         return known
 
-    def _mtime(self, member: Planned, piece: Piece, data: bytes, slices: list[bytes]) -> int:
+    def _mtime(self, member: Planned, piece: Piece, data: memoryview, slices: list[bytes]) -> int:
         if member.mtime is not None:
             return member.mtime
         if member.kind is Kind.HARDLINK:
             original = self._plan.members[self._index[member.target]]
             first = Piece(piece.member, 0, original.n_bytes)
-            again = self._read(original, first) if original.n_bytes <= SMALL_FILE else b""
+            again = self._read(original, first) if original.n_bytes <= SMALL_FILE else memoryview(b"")
             return self._mtime(original, first, again, digest.slice_digests(again) if again else [])
         if member.n_bytes <= SMALL_FILE:
             if member.form.relocations and member.archived is not None:

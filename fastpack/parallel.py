@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +17,76 @@ Result = TypeVar("Result")
 AHEAD = 2
 
 
-def default_threads() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_threads(root: str = "/") -> int:
+    """The cores this process may use: by its affinity, and by the quota of its control group where it has one.
+
+    Parameters
+    ----------
+    root : where ``proc`` and ``sys`` lie.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *_quotas(root)]))
+
+
+def _quotas(root: str) -> Iterator[int]:
+    """Whole cores that control groups allow, version 2 (``cpu.max``) and 1 (``cpu.cfs_quota_us``)."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except (OSError, ValueError):
+        return
+    for _, controllers, path in (row for row in groups if len(row) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        folder = os.path.join(root, "sys/fs/cgroup", *(["cpu"] if controllers else []))
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        # A group's parents bind it too.
+        for depth in range(len(parts) + 1):
+            here = os.path.join(folder, *parts[:depth])
+            if controllers:
+                row = [_word(here, "cpu.cfs_quota_us"), _word(here, "cpu.cfs_period_us")]
+            else:
+                row = (_word(here, "cpu.max") + " 0 0").split()[:2]
+            if row[0].isdecimal() and row[1].isdecimal() and int(row[1]):
+                yield -(-int(row[0]) // int(row[1]))
+
+
+def _word(folder: str, name: str) -> str:
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc, malloc.h
+
+
+def keep_memory() -> None:
+    """Have glibc keep the memory of freed buffers for the next ones, instead of giving it back to the system.
+
+    Fresh pages are what costs on virtual machines, 10 µs each where this was measured: a pack of 6.5 GB took 25 s of
+    system time without this and 15 s with it. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+
+
+class Scratch(threading.local):
+    """A buffer for each thread, kept from one frame to the next."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def view(self, n_bytes: int) -> memoryview:
+        """`n_bytes` bytes of it, with whatever the last user left there."""
+        if len(self._buffer) < n_bytes:
+            self._buffer = bytearray(n_bytes)
+        return memoryview(self._buffer)[:n_bytes]
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:

@@ -38,14 +38,14 @@ def lay_out(manifest: Manifest) -> list[list[Segment]]:
     ------
     DamagedArchive : the members do not fill the frames exactly.
     """
-    root_bytes = len(os.fsencode(manifest.arcroot)) + 1 if manifest.arcroot else 0
+    root = manifest.arcroot + "/" if manifest.arcroot else ""
     sizes = [frame.plain_bytes for frame in manifest.frames]
     layout: list[list[Segment]] = [[] for _ in sizes]
     frame = position = 0
     for index, member in enumerate(manifest.members):
         while frame < len(sizes) and position == sizes[frame]:
             frame, position = frame + 1, 0
-        header_bytes = _header_bytes(member, root_bytes)
+        header_bytes = _header_bytes(member, root)
         position += header_bytes
         done = 0
         first = True
@@ -68,15 +68,10 @@ def lay_out(manifest: Manifest) -> list[list[Segment]]:
     return layout
 
 
-def _header_bytes(member: Member, root_bytes: int) -> int:
+def _header_bytes(member: Member, root: str) -> int:
     """The length of a member's tar header, with the GNU long-name members before it."""
-    name = root_bytes + len(os.fsencode(member.path)) + (member.kind is Kind.DIRECTORY)
-    target = len(os.fsencode(member.target)) + (root_bytes if member.kind is Kind.HARDLINK else 0)
-    total = container.BLOCK
-    for length in (name, target):
-        if length > 100:
-            total += container.BLOCK + length + 1 + container.padding(length + 1)
-    return total
+    target = root + member.target if member.kind is Kind.HARDLINK else member.target
+    return container.header_bytes(member.kind, root + member.path, target)
 
 
 class FrameReader:

@@ -63,6 +63,36 @@ def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
         os.close(descriptor)
 
 
+def read_into(prefix: str, file: DiskFile, view: memoryview, offset: int) -> None:
+    """Fill a buffer with bytes of an environment's file, from `offset` on; checked as `open_source` does.
+
+    Raises
+    ------
+    Unreadable, ChangedWhileRead
+    """
+    path = os.path.join(prefix, file.path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise changed(path, "vanished") from None
+    except OSError as error:
+        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+    try:
+        done = 0
+        while done < len(view):
+            n = os.preadv(descriptor, [view[done:]], offset + done)
+            if not n:
+                raise changed(path, "became shorter")
+            done += n
+        info = os.fstat(descriptor)
+    except OSError as error:
+        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+    finally:
+        os.close(descriptor)
+    if info.st_size != file.n_bytes or info.st_mtime_ns != file.mtime_ns:
+        raise changed(path, "changed")
+
+
 def buffered(pread: PRead, n_bytes: int) -> tuple[PRead, bytes | None]:
     """A small file is read once and served from memory from then on: (pread, its bytes; None if it is large)."""
     if n_bytes > WINDOW:

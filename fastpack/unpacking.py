@@ -42,7 +42,7 @@ from fastpack.frames import read_manifest
 from fastpack.fs import explain_os_error, leads_out
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
-from fastpack.parallel import default_threads, ordered_map
+from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.reader import FrameReader, Segment, check_relocated, read_relocated
 from fastpack.relocation import (
     KERNELS,
@@ -103,6 +103,7 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
+    keep_memory()
     job = _Job(archive, destination, prefix, options, threads, progress, time.monotonic())
     if archive == "-":
         return _from_stream(job, 0)
