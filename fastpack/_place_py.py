@@ -376,7 +376,8 @@ def strings_of(items: Sequence[Relocation], start: int = 0) -> list[tuple[int, i
 
 
 def windows(items: Sequence[Relocation], n_bytes: int, step: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a file's archive form at multiples of `step` bytes that no relocation crosses, nor the C string it is in.
+    """Cut a file's archive form after about `step` bytes: at a whole MiB (or step, if that is smaller) that no
+    relocation crosses, nor the C string it is in.
 
     Yields (start, stop, first, last): bytes [start, stop) hold items [first, last). A string's NUL lies with it.
     """
@@ -389,7 +390,7 @@ def windows(items: Sequence[Relocation], n_bytes: int, step: int) -> Iterator[tu
             string = item.kind in ("binary", "slash") and isinstance(item.value, int)
             reach = item.value + 1 if string else item.slot
             while item.offset + reach > stop:
-                stop += step
+                stop += min(step, MIB)
             last += 1
         stop = min(stop, n_bytes)
         yield start, stop, first, last

@@ -82,7 +82,7 @@ class Environment:
     earlier_prefixes: tuple[str, ...]
     recorded: dict[str, RelocatedFile]  # by fastpack when it unpacked this environment
     left_out: dict[str, str]  # path -> why
-    left_out_before: tuple[str, ...]  # by the archive this environment came from: not missing
+    left_out_before: dict[str, str]  # path -> why, by the archive this environment came from: not missing
     filters: tuple[tuple[str, str], ...] = ()
     warnings: tuple[Warned, ...] = ()
 
@@ -315,7 +315,7 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
         earlier_prefixes=earlier,
         recorded=_recorded_files(prefix),
         left_out=left_out,
-        left_out_before=tuple(sorted(previously_left_out - files.keys())),
+        left_out_before={path: why for path, why in previously_left_out.items() if path not in files},
         warnings=tuple(warnings),
     )
 
@@ -367,17 +367,18 @@ def _recorded_files(prefix: str) -> dict[str, RelocatedFile]:
         ) from None
 
 
-def _previously_left_out(prefix: str) -> frozenset[str]:
+def _previously_left_out(prefix: str) -> dict[str, str]:
     """Paths that the archive this environment came from was made without (they are not missing)."""
-    paths = set()
+    paths: dict[str, str] = {}
     try:
         with open(os.path.join(prefix, ".fastpack", "manifest"), "rb") as file:
             for line in file:
                 if line.startswith(b'{"left_out"'):
-                    paths.add(str(json.loads(line)["left_out"]))
+                    row = json.loads(line)
+                    paths[str(row["left_out"])] = str(row["why"])
     except (OSError, ValueError, KeyError):
         pass
-    return frozenset(paths)
+    return paths
 
 
 def _site_packages(records: Iterable[Record], files: dict[str, DiskFile]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from fastpack.relocation import (
     big_hits,
     binary_variants,
     is_binary,
+    is_placed,
     link_targets,
     pip_record_form,
     record_form,
@@ -144,6 +145,9 @@ def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined
             if source is not None and recorded.fits(source):
                 try:
                     edits = unplacing_edits(padded.items, recorded.placeholder, source)
+                    # The digest below says nothing of the bytes that are replaced.
+                    if not is_placed(pread, padded.items, recorded.placeholder, source):
+                        continue
                 except Mismatch:
                     continue
             form = ArchiveForm(edits, padded.items)

@@ -26,8 +26,10 @@ _LOCATOR = struct.Struct("<8sIQQQ32s")
 _NAME = b"fastpack"
 #: A manifest has a few hundred bytes per file: this is room for some millions.
 MAX_MANIFEST = 1 << 30
-#: It is text with random digests in it, which compresses to a third or so: more than this is a bomb.
-MAX_MANIFEST_RATIO = 100
+#: Up to this size no ratio counts: rows of equal files and of links, which have no digest, compress very well.
+MODEST_MANIFEST = 128 << 20
+#: More than this is a bomb.
+MAX_MANIFEST_RATIO = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,10 @@ def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.
     if locator is None:
         return None
     manifest.check_format(locator.format, path)
-    too_large = locator.plain_bytes > min(MAX_MANIFEST, max(1 << 20, locator.packed_bytes * MAX_MANIFEST_RATIO))
-    if locator.offset + locator.packed_bytes > size or too_large:
+    too_large = locator.plain_bytes > min(MAX_MANIFEST, max(MODEST_MANIFEST, locator.packed_bytes * MAX_MANIFEST_RATIO))
+    if too_large:
+        raise DamagedArchive("the manifest would not fit into memory", path=path, found=f"{locator.plain_bytes} bytes")
+    if locator.offset + locator.packed_bytes > size:
         raise DamagedArchive(
             "the manifest would lie outside of the archive", path=path, expected=f"within {size} bytes",
             found=f"{locator.packed_bytes} bytes at {locator.offset}",

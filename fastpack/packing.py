@@ -257,7 +257,7 @@ class _Builder:
             return
         prefix = self._plan.environment.prefix
         if member.source is None:
-            data[:] = member.content
+            data[:] = memoryview(member.content)[piece.start : piece.stop]
         elif not member.form.edits and not member.placing:
             read_into(prefix, member.source, data, piece.start)
         else:
@@ -298,10 +298,12 @@ class _Builder:
             if member.form.relocations and member.archived is not None:
                 return content_mtime(bytes.fromhex(member.archived.sha256))
             return content_mtime(digest.file_digest(slices))
-        assert member.source is not None
-        with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-            read = in_archive(pread, member)
-            head, tail = read(digest.SLICE, 0), read(digest.SLICE, member.n_bytes - digest.SLICE)
+        if member.source is None:
+            head, tail = member.content[: digest.SLICE], member.content[-digest.SLICE :]
+        else:
+            with open_source(self._plan.environment.prefix, member.source) as (_, pread):
+                read = in_archive(pread, member)
+                head, tail = read(digest.SLICE, 0), read(digest.SLICE, member.n_bytes - digest.SLICE)
         key = mtime_key(member.n_bytes, head, tail)
         return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
 

@@ -178,8 +178,8 @@ def make_plan(
             members.append(_plan_file(env, file, examination, private, pad))
     for record, entry in env.missing:
         left_out[entry.path] = "excluded" if entry.path in excluded else f"missing, of {record.name}"
-    for path in env.left_out_before:
-        left_out.setdefault(path, "left out before")
+    for path, why in env.left_out_before.items():
+        left_out.setdefault(path, why)
     names = {member.path for member in members if member.kind is Kind.FILE}
     members = [m if m.follows is None or m.follows in names else replace(m, follows=None) for m in members]
     checks.warn_prefixes(env, examination, warnings)
@@ -495,8 +495,9 @@ def _cut(members: list[Planned]) -> Iterator[PlannedFrame]:
             for start, stop, _, _ in windows(items, member.n_bytes, FRAME):
                 if stop - start > MAX_FRAME - FRAME:
                     raise Unrelocatable(
-                        "a string that names the prefix is too long to be relocated", path=member.path,
-                        expected=f"at most {MAX_FRAME - FRAME} bytes", found=f"about {stop - start} bytes",
+                        "strings that name the prefix are too long, or too close together, for the file to be cut",
+                        path=member.path, expected=f"a cut within {MAX_FRAME - FRAME} bytes",
+                        found=f"none in {stop - start} bytes",
                         hint="leave the file out with --exclude",
                     )  # fmt: skip
                 yield PlannedFrame((Piece(index, start, stop),), member.group)

@@ -16,8 +16,8 @@ from fastpack.frames import Locator, read_manifest
 from fastpack.manifest import BROKEN, Manifest, Member
 from fastpack.model import Kind
 
-#: The list of relocations is text full of digests, which compresses to a tenth or so: more than this is a bomb.
-MAX_RATIO = 400
+#: Up to this size of the list of relocations no ratio to its compressed bytes counts; beyond, more than that is a bomb.
+MODEST_LIST, MAX_RATIO = 32 << 20, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFil
         raise DamagedArchive("the archive has no relocations", path=RELOCATIONS)
     frames = reader.frames_of(wanted)
     n_bytes = manifest.members[wanted].n_bytes
-    if n_bytes > max(1 << 20, MAX_RATIO * sum(manifest.frames[index].packed_bytes for index in frames)):
+    if n_bytes > max(MODEST_LIST, MAX_RATIO * sum(manifest.frames[index].packed_bytes for index in frames)):
         raise DamagedArchive("the relocations would not fit into memory", path=RELOCATIONS, found=f"{n_bytes} bytes")
     parts = [bytes(data) for index in frames for segment, data, _ in reader.read(index) if segment.member == wanted]
     return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)

@@ -124,6 +124,7 @@ def relocate(
             gone = {path for path in strange if not os.path.lexists(os.path.join(root, path))}
             kept += [file for file in files if file.path in strange - anew - gone]
             kept = [_without(root, file, anew | gone, files, str(previous)) for file in kept]
+            kept = [file for file in kept if file.items]  # all that it stated is gone
             n_added = len(added)
             changed = sorted([*kept, *added], key=lambda file: os.fsencode(file.path))
             check_target(target, changed, strict)

@@ -599,23 +599,31 @@ def placing_edits(
 
 
 def unplacing_edits(items: Sequence[Relocation], placeholder: bytes, prefix: bytes) -> tuple[Edit, ...]:
-    """What `unplace` does to a file at a prefix, as edits; the caller's sha256 proves them. Not of records."""
-    edits: list[Edit] = []
+    """What `unplace` does to a file at a prefix, as edits (not of records). `is_placed` checks what they replace."""
+    return tuple(Edit(offset, len(found), new) for offset, found, new in _unplacings(items, placeholder, prefix))
+
+
+def is_placed(pread: PRead, items: Sequence[Relocation], placeholder: bytes, prefix: bytes) -> bool:
+    """Whether each place that `unplacing_edits` replaces holds just what placing wrote there."""
+    return all(pread(len(found), offset) == found for offset, found, _ in _unplacings(items, placeholder, prefix))
+
+
+def _unplacings(items: Sequence[Relocation], placeholder: bytes, prefix: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """(offset, what stands there in a file at a prefix, what the archive form has)."""
     if items and items[0].kind == "binary":
         gap = len(placeholder) - len(prefix)
         for offset, length, hits in strings_of(items):
-            edits += [Edit(hit - gap * k, len(prefix), placeholder) for k, hit in enumerate(hits)]
-            edits.append(Edit(offset + length - gap * len(hits), gap * len(hits), b""))
-        return tuple(edits)
+            yield from ((hit - gap * k, prefix, placeholder) for k, hit in enumerate(hits))
+            yield offset + length - gap * len(hits), bytes(gap * len(hits)), b""
+        return
     shift = 0
     for item in items:
         if item.kind == "shebang":
             found, new = placed_header(os.fsencode(item.value[0]), placeholder, prefix), os.fsencode(item.value[1])
         else:
             found, new = in_slot(item, prefix), in_slot(item, placeholder)
-        edits.append(Edit(item.offset + shift, len(found), new))
+        yield item.offset + shift, found, new
         shift += len(found) - len(new)
-    return tuple(edits)
 
 
 # --- symbolic links (row 14) -----------------------------------------------------------------------------------------

@@ -408,7 +408,8 @@ def _relocated_outcomes(
     root: str, prefix: str | None, relocated: Iterable[RelocatedFile], state: Mapping[str, Any], manifest: Manifest
 ) -> dict[str, str]:
     """For each file with relocations: relocated (to the prefix that the state names), elsewhere, changed or missing."""
-    files = [with_pad(file, state.get("pad", [])) for file in relocated]
+    as_packed = {file.path: file for file in relocated}
+    files = [with_pad(file, state.get("pad", [])) for file in as_packed.values()]
     names = [prefix, state.get("target"), *state.get("earlier", [])]
     sources = [os.fsencode(name) for name in dict.fromkeys(names) if name is not None]
     archive = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
@@ -432,13 +433,15 @@ def _relocated_outcomes(
             if found == "written" and not stated_files(file) <= tree.placed.keys():
                 outcomes[file.path] = "relocated"  # it states what a file was that has been changed since
             if outcomes[file.path] == "relocated":
-                archived = _archive_digest(path, file, tree, manifest)
+                archived = _archive_digest(path, file, as_packed[file.path], tree, manifest)
                 if archived not in (None, members.get(file.path)):
                     outcomes[file.path] = "changed"  # and recorded since, by relocate
     return outcomes
 
 
-def _archive_digest(path: str, file: RelocatedFile, tree: Tree, manifest: Manifest) -> bytes | None:
+def _archive_digest(
+    path: str, file: RelocatedFile, as_packed: RelocatedFile, tree: Tree, manifest: Manifest
+) -> bytes | None:
     """The digest of a relocated file as the archive had it; None where that does not follow from what is there."""
     destination = None if manifest.dest_prefix is None else os.fsencode(manifest.dest_prefix)
     if file.path in tree.signed or (file.second_phase and destination is not None):
@@ -452,7 +455,7 @@ def _archive_digest(path: str, file: RelocatedFile, tree: Tree, manifest: Manife
         archived = Edited(lambda n_bytes, at: os.pread(stream.fileno(), n_bytes, at), edits).read
         size = ArchiveForm(edits, ()).n_bytes(size)
         if destination is not None and file.fits(destination):
-            placing = placing_edits(file.items, file.placeholder, destination, {})
+            placing = placing_edits(as_packed.items, file.placeholder, destination, {})
             archived, size = Edited(archived, placing).read, ArchiveForm(placing, ()).n_bytes(size)
         starts = range(0, max(1, size), digest.SLICE)
         return digest.file_digest([digest.blake(archived(min(digest.SLICE, size - at), at)) for at in starts])

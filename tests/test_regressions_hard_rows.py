@@ -452,3 +452,100 @@ def test_an_archive_is_not_decompressed_for_one_file(made: str, tmp_path: Path) 
     done = subprocess.run([sys.executable, "-m", "fastpack.cli", "cat", archive, "own/3"], capture_output=True)
     assert done.returncode == 0 and done.stdout == read(made, "own/3")
     assert run_fastpack("cat", archive, "own/2").code == 30
+
+
+# --- the third review
+
+
+@pytest.mark.parametrize("how", ["delete", "edit"])
+def test_relocate_after_the_only_file_that_a_record_states_is_gone(tmp_path: Path, how: str) -> None:
+    prefix = made(tmp_path, {"share/app.conf": MadeFile(b"home=" + P + b"/x\n", file_mode="text")})
+    target = str(tmp_path / "t")
+    fastpack.unpack(pack(prefix, tmp_path / "a.tar.zst"), target)
+    if how == "delete":
+        os.unlink(f"{target}/share/app.conf")
+    else:
+        write(target, "share/app.conf", f"mine: {target}/changed\n")
+    for _ in range(2):
+        fastpack.relocate(target)
+        assert fastpack.status(target).condition == "right" and conda_unpack(target).returncode == 0
+    fastpack.pack(prefix=target, output=str(tmp_path / "b.tar.zst"), ignore_missing_files=True)
+
+
+def test_edits_in_slots_survive_a_second_pack(tmp_path: Path) -> None:
+    binary = b"\x7fELF" + bytes(60) + P + b"/lib\0after"
+    files = {
+        "share/app.conf": MadeFile(b"home=" + P + b"/x\n", file_mode="text"),
+        "lib/l.so": MadeFile(binary, file_mode="binary"),
+    }
+    prefix = made(tmp_path, files)
+    write(prefix, "etc/k.json", json.dumps({"argv": [f"{prefix}/bin/python"]}))
+    target, other = str(tmp_path / "envs/py311"), str(tmp_path / "envs/py312")
+    fastpack.unpack(pack(prefix, tmp_path / "a.tar.zst"), target)
+    for path in ("etc/k.json", "share/app.conf"):
+        write(target, path, read(target, path).replace(os.fsencode(target), os.fsencode(other)))
+    # Without this, taking the sibling's path out would give the package's file: it would be a prefix it was moved from.
+    write(target, "share/app.conf", read(target, "share/app.conf") + b"changed\n")
+    lib = read(target, "lib/l.so")
+    write(target, "lib/l.so", lib.replace(os.fsencode(target) + b"/lib\0\0\0\0", os.fsencode(target) + b"/lib\0XYZ"))
+    archive = pack(target, tmp_path / "b.tar.zst")
+    assert (
+        os.fsencode(other) in members(archive)["etc/k.json"]
+        and os.fsencode(other) in members(archive)["share/app.conf"]
+    )
+    fastpack.unpack(archive, str(tmp_path / "u"))
+    assert b"XYZ" in read(str(tmp_path / "u"), "lib/l.so")
+
+
+def test_a_list_of_relocations_over_8_mib(tmp_path: Path) -> None:
+    files = {f"share/f{k}.txt": MadeFile((P + b"\n") * 300, file_mode="text") for k in range(1700)}
+    prefix = made(tmp_path, files)
+    archive = pack(prefix, tmp_path / "a.tar.zst", compress_level=1)
+    assert len(members(archive)[".fastpack/relocations.json"]) > 8 << 20
+    target = str(tmp_path / "t")
+    with open(archive, "rb") as pipe:
+        assert run_fastpack("unpack", "-", "-p", target, stdin=pipe).code == 0
+    assert read(target, "share/f7.txt") == (os.fsencode(target) + b"\n") * 300
+
+
+def test_a_manifest_that_compresses_well_is_no_bomb(tmp_path: Path) -> None:
+    prefix = unmanaged(tmp_path)
+    os.mkdir(f"{prefix}/l")
+    for k in range(10_000):
+        Path(prefix, "l", str(k)).touch()
+    archive = pack(prefix, tmp_path / "a.tar.zst", compress_level=19)
+    assert fastpack.unpack(archive, str(tmp_path / "t")).n_files > 10_000 and fastpack.verify(archive).problems == ()
+
+
+def test_a_long_listing_is_cut_between_its_mentions(tmp_path: Path) -> None:
+    import random
+
+    prefix = unmanaged(tmp_path)
+    rng = random.Random(1)
+    text = "".join(f"{prefix}/{'d' * rng.randrange(10, 40)}\n" for _ in range(250_000))
+    write(prefix, "share/files.lst", text)
+    archive = pack(prefix, tmp_path / "a.tar.zst", compress_level=1)
+    target = str(tmp_path / "t")
+    fastpack.unpack(archive, target)
+    assert read(target, "share/files.lst") == text.replace(prefix, target).encode()
+
+
+@pytest.mark.parametrize(("pad", "unpacked"), [("conda", "slash"), ("slash", "conda")])
+def test_verify_of_a_placed_archive_with_another_padding(tmp_path: Path, pad: str, unpacked: str) -> None:
+    prefix = made(tmp_path, {"lib/l.so": MadeFile(b"\0" + P + b"/lib\0", file_mode="binary")})
+    archive = pack(prefix, tmp_path / "a.tar.zst", dest_prefix="/opt/q", pad=[pad])
+    target = str(tmp_path / "t")
+    fastpack.unpack(archive, target, pad=[unpacked])
+    assert fastpack.verify(target).problems == ()
+    fastpack.relocate(target, pad=[pad])
+    assert fastpack.verify(target).problems == ()
+
+
+def test_a_second_generation_after_missing_files_is_the_same(tmp_path: Path) -> None:
+    files = {"share/app.conf": MadeFile(P, file_mode="text"), "share/b": MadeFile(b"b")}
+    prefix = made(tmp_path, files)
+    os.unlink(f"{prefix}/share/b")
+    first = pack(prefix, tmp_path / "a.tar.zst", ignore_missing_files=True)
+    fastpack.unpack(first, str(tmp_path / "t"))
+    second = pack(str(tmp_path / "t"), tmp_path / "b.tar.zst", ignore_missing_files=True)
+    assert Path(first).read_bytes() == Path(second).read_bytes()
