@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 from fastpack._place_py import INCOMPLETE, RELOCATIONS
 from fastpack.errors import EnvironmentNotFound, FastpackError, NotAnEnvironment, UsageError
+from fastpack.installed import read_installed, same_place
 from fastpack.manifest import Manifest, Member
 from fastpack.model import CatReport, InspectReport, Kind, ListReport, StatusReport, Warned
 from fastpack.reader import open_archive, read_relocated
-from fastpack.verifying import read_environment, same_place
 
 
 def inspect(path: str) -> InspectReport:
@@ -177,7 +177,7 @@ def status(prefix: str) -> StatusReport:
         todo = f"fastpack did not make it; to move it, pack it: fastpack pack -p {root}"
         return StatusReport(root, "foreign", None, None, 0, (), todo)
     try:
-        _, relocated, state, archive_id = read_environment(root)
+        _, (relocated, _, _), state, archive_id = read_installed(root)
     except FastpackError as error:
         return StatusReport(root, "broken", None, None, 0, (), f"{error.message}; unpack the archive again")
     if state is None:

@@ -20,6 +20,15 @@ def changed(path: str, what: str) -> ChangedWhileRead:
     )
 
 
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise changed(path, "vanished") from None
+    except OSError as error:
+        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+
+
 @contextmanager
 def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
     """An environment's file, opened for reading: (descriptor, pread); checked before and after to be what was listed.
@@ -29,12 +38,7 @@ def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
     Unreadable, ChangedWhileRead
     """
     path = os.path.join(prefix, file.path)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise changed(path, "vanished") from None
-    except OSError as error:
-        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+    descriptor = _open(path)
 
     def same() -> bool:
         info = os.fstat(descriptor)
@@ -71,12 +75,7 @@ def read_into(prefix: str, file: DiskFile, view: memoryview, offset: int) -> Non
     Unreadable, ChangedWhileRead
     """
     path = os.path.join(prefix, file.path)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise changed(path, "vanished") from None
-    except OSError as error:
-        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
+    descriptor = _open(path)
     try:
         done = 0
         while done < len(view):

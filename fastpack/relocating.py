@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from fastpack import digest, requirements
 from fastpack._place_py import (
-    INCOMPLETE,
     RELOCATIONS,
     Mismatch,
     RelocatedFile,
@@ -18,8 +17,6 @@ from fastpack._place_py import (
     begin_state,
     check_pad,
     place,
-    read_state,
-    read_table,
     relocate_tree,
     replace_file,
     set_directories,
@@ -30,10 +27,10 @@ from fastpack._place_py import (
     write_state,
 )
 from fastpack.environment import Environment
-from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
+from fastpack.errors import Unreadable, UsageError
 from fastpack.examine import examine
 from fastpack.fs import explain_os_error
-from fastpack.manifest import MANIFEST, from_bytes
+from fastpack.installed import read_installed
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
 from fastpack.reading import open_source
@@ -76,34 +73,10 @@ def relocate(
         raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(target))
     if pad is not None and (rule := check_pad(pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
-    if not os.path.isdir(root):
-        raise EnvironmentNotFound("no such directory", path=root, hint="give the directory of an environment")
-    if os.path.lexists(os.path.join(root, INCOMPLETE)):
-        raise IncompleteEnvironment(
-            "this environment was never unpacked to its end", path=root, hint="remove it and unpack the archive again"
-        )
-    try:
-        with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            table = read_table(file.read())
-        files = table.files
-        state = read_state(root)
-    except FileNotFoundError:
-        raise NotAnEnvironment(
-            "fastpack did not unpack this environment, so nothing says where its files name the prefix", path=root,
-            hint="pack it with fastpack pack, and unpack that",
-        ) from None  # fmt: skip
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise IncompleteEnvironment(
-            f"its relocations or its state are broken ({error})", path=root, hint="unpack the archive again"
-        ) from None
+    manifest, table, state, archive_id = read_installed(root)
+    files = table.files
     warnings: list[Warned] = []
-    if os.path.exists(os.path.join(root, MANIFEST)):
-        with open(os.path.join(root, MANIFEST), "rb") as file:
-            manifest_bytes = file.read()
-        manifest = from_bytes(manifest_bytes)
-        warnings += requirements.check(manifest.header["requires"], dest_prefix is not None, ignore_requirements)
-    else:
-        raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again")
+    warnings += requirements.check(manifest.header["requires"], dest_prefix is not None, ignore_requirements)
     strict = strict or table.strict
     check_target(target, files, strict)
     previous = None if state is None else state["prefix"]
@@ -144,7 +117,6 @@ def relocate(
 
         warnings += check_target(target, files, strict)
         begun = begin_state(root, state, target, pad)
-        archive_id = digest.blake(manifest_bytes).hex()
         result = relocate_tree(root, target, files, begun, KERNELS, one)
         warnings += unsigned_warnings(result.unsigned)
         write_state(root, archive_id, begun, result.signed, result.unsigned)

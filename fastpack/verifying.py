@@ -12,7 +12,6 @@ from typing import Any
 
 from fastpack import container, digest
 from fastpack._place_py import (
-    INCOMPLETE,
     RELOCATIONS,
     STATE,
     Mismatch,
@@ -21,8 +20,6 @@ from fastpack._place_py import (
     Tree,
     content_mtime,
     place,
-    read_relocations,
-    read_state,
     relocate_file,
     stated_files,
     unplace,
@@ -31,14 +28,12 @@ from fastpack._place_py import (
 from fastpack.errors import (
     BadRecord,
     DamagedArchive,
-    EnvironmentNotFound,
-    IncompleteEnvironment,
-    NotAnEnvironment,
     Unreadable,
 )
 from fastpack.frames import trailer
 from fastpack.fs import leads_out, walk
-from fastpack.manifest import BROKEN, MANIFEST, Manifest, Member, from_bytes
+from fastpack.installed import read_installed, same_place
+from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, Verdict, VerifyReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.reader import Archive, open_archive, read_relocated
@@ -281,42 +276,9 @@ def _check_end(archive: Archive) -> Iterator[str]:
 # --- environments ----------------------------------------------------------------------------------------------------
 
 
-def read_environment(root: str) -> tuple[Manifest, list[RelocatedFile], dict[str, Any] | None, str]:
-    """What an unpacked environment says of itself: (manifest, relocations, state, archive id).
-
-    Raises
-    ------
-    EnvironmentNotFound, NotAnEnvironment, IncompleteEnvironment, DamagedArchive
-    """
-    if not os.path.isdir(root):
-        raise EnvironmentNotFound("no such directory", path=root, hint="give the directory of an environment")
-    if os.path.lexists(os.path.join(root, INCOMPLETE)):
-        raise IncompleteEnvironment(
-            "this environment was never unpacked to its end", path=root, hint="remove it and unpack the archive again"
-        )
-    try:
-        with open(os.path.join(root, MANIFEST), "rb") as file:
-            data = file.read()
-        with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            relocated = read_relocations(file.read())
-        state = read_state(root)
-    except FileNotFoundError as error:
-        raise NotAnEnvironment(
-            "fastpack did not unpack this environment, so nothing says what its files should be",
-            path=error.filename or root, hint="pack it with fastpack pack, and verify what that unpacks to",
-        ) from None  # fmt: skip
-    except OSError as error:
-        raise Unreadable(f"it cannot be read ({error.strerror})", path=error.filename or root) from None
-    except BROKEN as error:
-        raise IncompleteEnvironment(
-            f"its relocations or its state are broken ({error})", path=root, hint="unpack the archive again"
-        ) from None
-    return from_bytes(data), relocated, state, digest.blake(data).hex()
-
-
 def _verify_prefix(root: str, threads: int, progress: Progress) -> VerifyReport:
     started = time.monotonic()
-    manifest, relocated, state, archive_id = read_environment(root)
+    manifest, (relocated, _, _), state, archive_id = read_installed(root)
     warnings: list[Warned] = []
     problems: list[dict[str, str]] = []
     if state is not None and state.get("archive_id") not in ("", archive_id):
@@ -459,14 +421,6 @@ def _archive_digest(
             archived, size = Edited(archived, placing).read, ArchiveForm(placing, ()).n_bytes(size)
         starts = range(0, max(1, size), digest.SLICE)
         return digest.file_digest([digest.blake(archived(min(digest.SLICE, size - at), at)) for at in starts])
-
-
-def same_place(one: str | None, two: str) -> bool:
-    """Whether two paths name one directory."""
-    try:
-        return one is not None and os.path.samefile(one, two)
-    except OSError:
-        return False
 
 
 def _file_digest(path: str) -> bytes:

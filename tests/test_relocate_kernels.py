@@ -187,3 +187,15 @@ def test_prefixes_know_their_spellings() -> None:
 def test_as_many_needles_as_a_much_moved_environment_has(kernel: ModuleType) -> None:
     needles = [b"/place/%03d" % k for k in range(200)]
     assert kernel.find(b"".join(reversed(needles)), needles) == [(10 * k, 199 - k) for k in range(200)]
+
+
+def test_marks_beyond_ascii_are_the_same_to_both() -> None:
+    """Every neighbour of three bytes that could be a mark in UTF-8, on both sides of a path."""
+    needle = b"/opt/env"
+    edges = (0x00, 0x7F, 0x80, 0x81, 0x8F, 0x90, 0x9A, 0xA0, 0xA1, 0xBB, 0xBC, 0xBF, 0xC0, 0xE2, 0xE3, 0xEF, 0xFF)
+    for first in (0xE1, 0xE2, 0xE3, 0xE4, 0xEF):
+        for second in edges:
+            for third in edges:
+                mark = bytes([first, second, third])
+                for data in (mark + needle, needle + mark, mark[1:] + needle, needle + mark[:2], mark + b"/" + needle):
+                    assert _relocate.find_text(data, [needle]) == _relocate_py.find_text(data, [needle]), data
