@@ -101,7 +101,7 @@ class RelocatedFile(NamedTuple):
     @property
     def room(self) -> Optional[int]:
         """The longest prefix in bytes that fits every optional slot; None if there are none."""
-        slots = [item.slot // _width(item.kind) for item in self.items if item.value == OPTIONAL]
+        slots = [item.slot // width_of(item.kind) for item in self.items if item.value == OPTIONAL]
         return min(slots) if slots else None
 
     def fits(self, prefix: bytes) -> bool:
@@ -316,7 +316,7 @@ def placed_header(header: bytes, placeholder: bytes, prefix: bytes) -> bytes:
     return line + newline + rest.replace(placeholder, prefix)
 
 
-def _width(kind: str) -> int:
+def width_of(kind: str) -> int:
     """Bytes of a character in a relocation of this kind."""
     return {"utf-16": 2, "utf-32": 4}.get(kind[:6], 1)
 
@@ -333,9 +333,9 @@ def in_slot(item: Relocation, prefix: bytes) -> bytes:
     if item.kind == "json":
         return os.fsencode(json.dumps(os.fsdecode(prefix), ensure_ascii=False)[1:-1])
     if item.filled:
-        if len(prefix) * _width(item.kind) > item.slot:
+        if len(prefix) * width_of(item.kind) > item.slot:
             raise Mismatch("the prefix does not fit the slot at offset %d" % item.offset)
-        prefix = prefix.ljust(item.slot // _width(item.kind), b"/")
+        prefix = prefix.ljust(item.slot // width_of(item.kind), b"/")
     if item.kind in WIDE:
         if not prefix.isascii():
             raise Mismatch("a prefix beyond ASCII for wide characters at offset %d" % item.offset)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastpack._version import VERSION
-from fastpack.console import SHOWN, Console, interrupt, run, size
+from fastpack.console import Console, interrupt, run, size
 
 if TYPE_CHECKING:
     from fastpack.model import (
@@ -135,10 +135,7 @@ def pack(
         )
         if report.longest_prefix is not None:
             console.say(f"it can be unpacked at any path of up to {report.longest_prefix} bytes")
-        for row in report.not_relocated[:SHOWN]:
-            console.say(f"not relocated: {row['path']}: {row['why']}")
-        if len(report.not_relocated) > SHOWN:
-            console.say(f"not relocated: and {len(report.not_relocated) - SHOWN} more; --json lists them all")
+        console.say_rows("not relocated", [f"{row['path']}: {row['why']}" for row in report.not_relocated])
 
     run(console, work, describe)
 
@@ -206,8 +203,7 @@ def relocate(
             f"{report.root}: {report.n_written} files relocated, {report.n_unchanged} right already, "
             f"{report.n_added} new ones recorded; {report.elapsed_seconds:.1f} s"
         )
-        for path in report.left[:SHOWN]:
-            console.say(f"left as it is, since it was changed or removed after unpacking: {path}")
+        console.say_rows("left as it is, since it was changed or removed after unpacking", report.left)
 
     run(console, work, describe)
 
@@ -238,14 +234,8 @@ def verify(target: str, deep: bool, n_threads: int, quiet: bool, as_json: bool) 
             if set(states) - {"intact", "relocated"}:
                 counts = ", ".join(f"{value} {key}" for key, value in states.items())
                 console.say(f"  {group['kind']} {group['name']} {group['version']}".rstrip() + f": {counts}")
-        for problem in report.problems[:SHOWN]:
-            console.say(f"problem: {problem['path'] or report.target}: {problem['what']}")
-        if len(report.problems) > SHOWN:
-            console.say(f"problem: and {len(report.problems) - SHOWN} more; --json lists them all")
-        for path in report.extra[:SHOWN]:
-            console.say(f"extra: {path}")
-        if len(report.extra) > SHOWN:
-            console.say(f"extra: and {len(report.extra) - SHOWN} more; --json lists them all")
+        console.say_rows("problem", [f"{row['path'] or report.target}: {row['what']}" for row in report.problems])
+        console.say_rows("extra", report.extra)
 
     run(console, work, describe)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 #: Rows of a list that people are shown; --json has them all.
-SHOWN = 10
+_SHOWN = 10
 
 
 def printable(text: str) -> str:
@@ -46,6 +46,13 @@ class Console:
         """A line for people."""
         if not self.quiet and not self.as_json:
             print(printable(text), file=sys.stderr)
+
+    def say_rows(self, label: str, rows: Sequence[str]) -> None:
+        """The first rows of a list, each behind its label, and how many more there are."""
+        for row in rows[:_SHOWN]:
+            self.say(f"{label}: {row}")
+        if len(rows) > _SHOWN:
+            self.say(f"{label}: and {len(rows) - _SHOWN} more; --json lists them all")
 
     def show(self, text: str) -> None:
         """A line of what was asked for, on standard output."""
@@ -123,11 +130,10 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
         result, warnings = report.as_dict(), report.warnings
         describe(report)
         failure = report.failure()
-        for warning in warnings[:SHOWN]:
-            place = f"{warning.path}: " if warning.path and warning.path not in warning.message else ""
-            console.say(f"warning: {place}{warning.message}")
-        if len(warnings) > SHOWN:
-            console.say(f"warning: and {len(warnings) - SHOWN} more; --json lists them all")
+        console.say_rows(
+            "warning",
+            [f"{w.path}: {w.message}" if w.path and w.path not in w.message else w.message for w in warnings],
+        )
         if failure is not None:
             raise failure
     except FastpackError as failure:

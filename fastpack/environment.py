@@ -238,6 +238,11 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
     if not os.path.isdir(prefix):
         what = "no such directory" if not os.path.lexists(prefix) else "not a directory"
         raise EnvironmentNotFound(what, path=prefix, hint="give the directory of an environment")
+    if os.path.realpath(prefix) == "/":
+        raise NotAnEnvironment(
+            "an environment at / cannot be packed: every path there is would name it", path=prefix,
+            hint="pack it where it has a directory of its own",
+        )  # fmt: skip
     if "\n" in prefix:
         raise NotAnEnvironment("a prefix with a newline in its name cannot be packed", path=prefix)
     if not os.access(prefix, os.R_OK | os.X_OK):

@@ -124,6 +124,16 @@ def _tar_locator(descriptor: int, size: int) -> Locator | None:
     return Locator(0, last[1], last[2], last[2], archive_id)
 
 
+def open_descriptor(path: str, flags: int = 0) -> int:
+    """An archive's file, opened for reading; DamagedArchive if it cannot be."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        raise DamagedArchive(
+            f"the archive cannot be opened ({error.strerror})", path=path, hint="give the path of an archive"
+        ) from None
+
+
 def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.Manifest] | None:
     """An archive's codec, locator and manifest; None if fastpack did not write it.
 
@@ -131,6 +141,13 @@ def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.
     ------
     DamagedArchive, NewerFormat, HostileArchive
     """
+    try:
+        return _read_manifest(descriptor, path)
+    except OSError as error:
+        raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=path) from None
+
+
+def _read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.Manifest] | None:
     size = os.fstat(descriptor).st_size
     codec = by_magic(os.pread(descriptor, 512, 0))
     if codec is None:

@@ -12,7 +12,7 @@ from fastpack import container, digest
 from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive
-from fastpack.frames import Locator, read_manifest
+from fastpack.frames import Locator, open_descriptor, read_manifest
 from fastpack.manifest import BROKEN, Manifest, Member
 from fastpack.model import Kind
 
@@ -174,19 +174,11 @@ def open_archive(path: str) -> Iterator[Archive]:
     ------
     DamagedArchive, NewerFormat, HostileArchive : also for one that fastpack did not make.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise DamagedArchive(
-            f"the archive cannot be opened ({error.strerror})", path=path, hint="give the path of an archive"
-        ) from None
+    descriptor = open_descriptor(path, os.O_NONBLOCK)  # a FIFO has no end to read from
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DamagedArchive("that is no file that can be read from its end", path=path, hint="give it as a file")
-        try:
-            found = read_manifest(descriptor, path)
-        except OSError as error:
-            raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=path) from None
+        found = read_manifest(descriptor, path)
         if found is None:
             raise DamagedArchive(
                 "fastpack did not make this archive, or its end is missing",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastpack import elf
-from fastpack._place_py import OPTIONAL, WIDE, Relocation, in_slot
+from fastpack._place_py import OPTIONAL, WIDE, Relocation, in_slot, width_of
 from fastpack.model import PLACEHOLDER
 from fastpack.reading import as_file
 from fastpack.relocation import (
@@ -205,7 +205,7 @@ def _find(needles: Sequence[bytes], pread: PRead, n_bytes: int, data: bytes | No
 def _characters(kind: str, data: bytes) -> bytes:
     """The characters of some bytes, one byte for each: a letter beyond ASCII as 0x80, which is one to the kernels too,
     any other character there as a space."""
-    width = in_width(kind)
+    width = width_of(kind)
     if width == 1:
         return data
     order = "little" if kind.endswith("le") else "big"
@@ -218,18 +218,13 @@ def _is_letter(unit: int) -> bool:
     return 0xD800 <= unit < 0xE000 or (unit < 0x110000 and chr(unit).isalnum())
 
 
-def in_width(kind: str) -> int:
-    """Bytes of a character: 1 for what is not wide."""
-    return {"utf-16": 2, "utf-32": 4}.get(kind[:6], 1)
-
-
 #: Characters on either side of a hit that decide whether a path begins or ends there (see `find_text`).
 _CONTEXT = 16
 
 
 def _boundaries(pread: PRead, n_bytes: int, hit: _Hit) -> tuple[bool, bool]:
     """Whether a path begins where a hit does, and whether the prefix ends as a component of it."""
-    width = in_width(hit.kind)
+    width = width_of(hit.kind)
     reach = min(_CONTEXT, hit.offset // width) * width
     before = _characters(hit.kind, pread(reach, hit.offset - reach) if reach else b"")
     after = _characters(hit.kind, pread(min(_CONTEXT * width, n_bytes - hit.stop), hit.stop))
@@ -241,11 +236,11 @@ def _boundaries(pread: PRead, n_bytes: int, hit: _Hit) -> tuple[bool, bool]:
 
 def _wide_text(data: bytes, hits: Sequence[_Hit]) -> str | None:
     """The encoding of a file that is text in wide characters from its beginning to its end; None if it is not."""
-    kinds = {in_width(hit.kind) for hit in hits}
+    kinds = {width_of(hit.kind) for hit in hits}
     for kind in WIDE:
-        if kinds != {in_width(kind)} or len(data) % in_width(kind):
+        if kinds != {width_of(kind)} or len(data) % width_of(kind):
             continue
-        if any(hit.kind != kind or hit.offset % in_width(kind) for hit in hits):
+        if any(hit.kind != kind or hit.offset % width_of(kind) for hit in hits):
             continue
         try:
             text = data.decode(kind)
@@ -268,17 +263,17 @@ def _readings(pread: PRead, n_bytes: int, hit: _Hit) -> list[_Hit]:
     readings = [hit]
     if hit.kind in WIDE:
         other = hit.kind[:-2] + ("be" if hit.kind.endswith("le") else "le")
-        shift = in_width(hit.kind) - 1
+        shift = width_of(hit.kind) - 1
         offset = hit.offset + (shift if other.endswith("le") else -shift)
         text = os.fsdecode(hit.prefix).encode(other, "surrogatepass")
         if 0 <= offset <= n_bytes - len(text) and pread(len(text), offset) == text:
             readings.append(_Hit(offset, offset + len(text), other, hit.prefix))
-    return sorted(readings, key=lambda reading: reading.offset % in_width(reading.kind) != 0)
+    return sorted(readings, key=lambda reading: reading.offset % width_of(reading.kind) != 0)
 
 
 def _wide_text_form(hits: Sequence[_Hit], kind: str) -> ArchiveForm:
     """Row 10 in text: the length may change."""
-    slot = len(PLACEHOLDER) * in_width(kind)
+    slot = len(PLACEHOLDER) * width_of(kind)
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     moved = 0
@@ -303,7 +298,7 @@ def _filled_form(pread: PRead, n_bytes: int, hits: Sequence[_Hit]) -> tuple[Arch
     for hit in hits:
         if hit.offset < position:
             continue  # the same wide characters, found in the other byte order
-        width = in_width(hit.kind)
+        width = width_of(hit.kind)
         slot = hit.stop - hit.offset + max(0, _slashes(pread, n_bytes, hit) - 1) * width
         item = Relocation(hit.offset, hit.kind, slot, OPTIONAL)
         new = in_slot(item, placeholder)
@@ -316,6 +311,6 @@ def _filled_form(pread: PRead, n_bytes: int, hits: Sequence[_Hit]) -> tuple[Arch
 
 def _slashes(pread: PRead, n_bytes: int, hit: _Hit) -> int:
     """How many slashes stand behind a hit."""
-    width = in_width(hit.kind)
+    width = width_of(hit.kind)
     characters = _characters(hit.kind, pread(min(4096 * width, n_bytes - hit.stop), hit.stop))
     return len(characters) - len(characters.lstrip(b"/"))

@@ -38,7 +38,7 @@ from fastpack._place_py import (
 )
 from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive, PrefixTooLong, UsageError
-from fastpack.frames import read_manifest
+from fastpack.frames import open_descriptor, read_manifest
 from fastpack.fs import explain_os_error, leads_out
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
@@ -107,21 +107,13 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     job = _Job(archive, destination, prefix, options, threads, progress, time.monotonic())
     if archive == "-":
         return _from_stream(job, 0)
-    try:
-        descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DamagedArchive(
-            f"the archive cannot be opened ({error.strerror})", path=archive, hint="give the path of an archive"
-        ) from None
+    descriptor = open_descriptor(archive)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 raise DamagedArchive("that is a directory, not an archive", path=archive)
             return _from_stream(replace(job, archive="-"), descriptor)
-        try:
-            found = read_manifest(descriptor, archive)
-        except OSError as error:
-            raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=archive) from None
+        found = read_manifest(descriptor, archive)
         if found is None:
             return _from_stream(job, descriptor)
         codec, locator, manifest = found

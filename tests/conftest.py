@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fastpack import pack as pack_prefix
 from fastpack.demo import make_channel_environment, make_environment
 from fastpack.made_prefix import BUILD_PLACEHOLDER, MadeFile, MadePackage, install
 
@@ -99,6 +101,15 @@ def made(tmp_path: Path) -> str:
     os.makedirs(prefix)
     install([app_package()], prefix)
     return prefix
+
+
+@pytest.fixture
+def archive(made: str, tmp_path: Path) -> str:
+    """That environment packed, with a file of three slices beside it."""
+    Path(made, "big").write_bytes(random.Random(1).randbytes(3 << 20))
+    out = str(tmp_path / "a.tar.zst")
+    pack_prefix(prefix=made, output=out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -32,14 +32,6 @@ from tests.test_environment import write
 from tests.test_packing import manifest_of
 
 
-@pytest.fixture
-def archive(made: str, tmp_path: Path) -> str:
-    write(made, "big", random.Random(1).randbytes(3 << 20))
-    out = str(tmp_path / "a.tar.zst")
-    fastpack.pack(prefix=made, output=out)
-    return out
-
-
 @pytest.mark.parametrize("suffix", ["tar.zst", "tar.gz", "tar"])
 def test_truncated_at_every_frame_and_200_places(made: str, tmp_path: Path, suffix: str) -> None:
     out = str(tmp_path / f"a.{suffix}")

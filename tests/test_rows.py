@@ -806,8 +806,11 @@ def test_prefixes_that_are_refused(tmp_path: Path) -> None:
         done = run_fastpack("pack", "-p", tmp_path / bad, "-o", tmp_path / "b.tar.zst")
         assert done.code == 11 and len(done.err.splitlines()) == 1
         os.rename(tmp_path / bad, prefix)
-    done = run_fastpack("pack", "-p", "/", "-o", tmp_path / "b.tar.zst")
-    assert done.code == 11 and len(done.err.splitlines()) == 1 and not os.path.exists(tmp_path / "b.tar.zst")
+    os.symlink("/", tmp_path / "root")
+    for root in ("/", tmp_path / "root"):
+        done = run_fastpack("pack", "-p", root, "-o", tmp_path / "b.tar.zst")
+        assert done.code == 11 and len(done.err.splitlines()) == 1 and "at /" in done.err
+        assert not os.path.exists(tmp_path / "b.tar.zst")
 
 
 def test_prefixes_relative_with_a_slash_and_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

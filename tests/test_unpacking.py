@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import struct
@@ -28,15 +27,6 @@ from tests.forging import DIR, LNK, REG, SYM, foreign, unpack_piped
 from tests.oracles.trees import snapshot
 from tests.test_environment import write
 from tests.test_packing import manifest_of, read_member
-
-
-@pytest.fixture
-def archive(made: str, tmp_path: Path) -> str:
-    write(made, "big", random.Random(1).randbytes(3 << 20))
-    out = str(tmp_path / "a.tar.zst")
-    fastpack.pack(prefix=made, output=out)
-    return out
-
 
 # --- the main job
 
