@@ -17,7 +17,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fastpack._relocate
+	$(BIN)/python -m mypy.stubtest fastpack._relocate fastpack._batch
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastpack/*.pyx
 
 # PREFIX=DIR measures that environment instead of the demo's.
@@ -39,7 +39,7 @@ sanitize: .venv/dev
 		PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest $(SANITIZED)
 
 # The environment and the extension, made anew when what they are made from changes.
-.venv/built: pyproject.toml setup.py fastpack/_relocate.pyx
+.venv/built: pyproject.toml setup.py $(wildcard fastpack/*.pyx)
 	PYTHON="$(PYTHON)" .ci/machine
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -50,4 +50,4 @@ sanitize: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv build fastpack/*.so fastpack/_relocate.c *.egg-info
+	rm -rf .venv build fastpack/*.so fastpack/_*.c *.egg-info

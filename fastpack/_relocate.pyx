@@ -4,6 +4,7 @@
 Validation happens in the `def` functions with the GIL, the loops run without it. No threads are started here.
 """
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
@@ -189,47 +190,30 @@ def find(const uint8_t[::1] buffer, needles):
         free(hits.items)
 
 
-def find_batch(buffers, needles):
+def find_any(const uint8_t[::1] buffer, const int64_t[::1] starts, const int64_t[::1] lengths, needles):
     cdef Needle table[MAX_NEEDLES]
     cdef size_t count = read_needles(needles, table)
-    cdef size_t n_buffers = len(buffers)
-    cdef const uint8_t[::1] view
-    cdef const uint8_t **datas
-    cdef size_t *sizes
-    cdef Hits *found
-    cdef size_t i
-    cdef int status = 0
-    cdef list held = []
-    if count == 0 or n_buffers == 0:
-        return [[] for _ in range(n_buffers)]
-    datas = <const uint8_t **>malloc(n_buffers * sizeof(void *))
-    sizes = <size_t *>malloc(n_buffers * sizeof(size_t))
-    found = <Hits *>malloc(n_buffers * sizeof(Hits))
-    try:
-        if datas == NULL or sizes == NULL or found == NULL:
-            raise MemoryError
-        memset(found, 0, n_buffers * sizeof(Hits))
-        for i in range(n_buffers):
-            view = buffers[i]
-            held.append(view.base)  # keeps the buffer alive while the GIL is away
-            sizes[i] = <size_t>view.shape[0]
-            datas[i] = &view[0] if sizes[i] else NULL
-        with nogil:
-            for i in range(n_buffers):
-                if sizes[i]:
-                    status = find_all(datas[i], sizes[i], table, count, &found[i])
-                    if status < 0:
-                        break
-        if status < 0:
-            raise MemoryError
-        return [hits_as_list(&found[i]) for i in range(n_buffers)]
-    finally:
-        if found != NULL:
-            for i in range(n_buffers):
-                free(found[i].items)
-        free(found)
-        free(sizes)
-        free(datas)
+    cdef size_t n_pieces = <size_t>starts.shape[0]
+    cdef size_t i, k
+    cdef const uint8_t *data
+    cdef uint8_t *flags
+    if <size_t>lengths.shape[0] != n_pieces:
+        raise ValueError("tables of different lengths")
+    for i in range(n_pieces):
+        if lengths[i] < 0 or starts[i] < 0 or lengths[i] > buffer.shape[0] or starts[i] > buffer.shape[0] - lengths[i]:
+            raise ValueError("a piece lies outside of the buffer")
+    found = bytearray(n_pieces)
+    if count == 0 or n_pieces == 0 or buffer.shape[0] == 0:
+        return found
+    data = &buffer[0]
+    flags = <uint8_t *>PyByteArray_AS_STRING(found)
+    with nogil:
+        for i in range(n_pieces):
+            for k in range(count):
+                if memmem(data + starts[i], <size_t>lengths[i], table[k].data, table[k].length) != NULL:
+                    flags[i] = 1
+                    break
+    return found
 
 
 def find_text(const uint8_t[::1] buffer, needles):

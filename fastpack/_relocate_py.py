@@ -52,9 +52,24 @@ def find(buffer: Any, needles: Sequence[bytes]) -> list[tuple[int, int]]:
     return [(m.start(), (m.lastindex or 1) - 1) for m in re.finditer(groups, buffer)]
 
 
-def find_batch(buffers: Sequence[Any], needles: Sequence[bytes]) -> list[list[tuple[int, int]]]:
-    """As `find`, for many buffers: a list with one list of hits per buffer."""
-    return [find(buffer, needles) for buffer in buffers]
+def find_any(buffer: Any, starts: Sequence[int], lengths: Sequence[int], needles: Sequence[bytes]) -> bytearray:
+    """For each piece of a buffer, 1 if any needle occurs in it, else 0.
+
+    Parameters
+    ----------
+    starts, lengths : of the pieces, in bytes; for the native kernel buffers of 64-bit integers.
+    """
+    view = memoryview(buffer)
+    if len(starts) != len(lengths):
+        raise ValueError("tables of different lengths")
+    found = bytearray(len(starts))
+    for index in range(len(starts)):
+        start, length = starts[index], lengths[index]
+        if not 0 <= start <= len(view) - length or length < 0:
+            raise ValueError("a piece lies outside of the buffer")
+        piece = bytes(view[start : start + length])
+        found[index] = any(needle in piece for needle in needles)
+    return found
 
 
 def _left_boundary(data: Any, start: int) -> bool:

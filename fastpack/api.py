@@ -13,6 +13,7 @@ from fastpack import relocating as _relocating
 from fastpack import unpacking as _unpacking
 from fastpack import verifying as _verifying
 from fastpack.model import InspectReport, PackReport, RelocateReport, StatusReport, UnpackReport, VerifyReport
+from fastpack.parallel import no_collection
 
 
 class Environment(environment.Environment):
@@ -65,6 +66,7 @@ def _options(
     )
 
 
+@no_collection()
 def pack(
     name: str | None = None,
     prefix: str | None = None,
@@ -142,6 +144,7 @@ def pack(
     )  # fmt: skip
 
 
+@no_collection()
 def unpack(
     archive: str,
     prefix: str,
@@ -159,11 +162,13 @@ def unpack(
     return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 
 
+@no_collection()
 def relocate(prefix: str, **options: Any) -> RelocateReport:
     """Put an environment's own prefix into its files, wherever it lies now: see `fastpack.relocating.relocate`."""
     return _relocating.relocate(os.fspath(prefix), **options)
 
 
+@no_collection()
 def verify(target: str, *, deep: bool = False, n_threads: int = 0) -> VerifyReport:
     """Hold an archive, or an unpacked environment, against its manifest: see `fastpack.verifying.verify`."""
     return _verifying.verify(os.fspath(target), deep=deep, n_threads=n_threads)

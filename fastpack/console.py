@@ -125,7 +125,10 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
     error: dict[str, Any] | None = None
     warnings: tuple[Warned, ...] = ()
     try:
-        report = work()
+        from fastpack.parallel import no_collection  # noqa: PLC0415 (what --version and --help do without)
+
+        with no_collection():
+            report = work()
         console.stop()
         result, warnings = report.as_dict(), report.warnings
         describe(report)

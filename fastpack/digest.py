@@ -36,7 +36,7 @@ def file_digest(slices: list[bytes]) -> bytes:
     return slices[0] if len(slices) == 1 else blake(b"".join(slices))
 
 
-def frame_digest(parts: Iterable[bytes]) -> bytes:
+def frame_digest(parts: Iterable[Buffer]) -> bytes:
     """A frame's digest: the BLAKE3 of its tar headers and slice digests in order."""
     return blake(b"".join(parts))
 

@@ -48,7 +48,8 @@ class Distribution:
     group: Group
     folder: str  # the dist-info directory
     root: str  # what RECORD's paths are relative to
-    paths: tuple[str, ...]  # files that exist, below the prefix
+    paths: tuple[str, ...]  # files that exist and that no conda package claims, below the prefix
+    stated: frozenset[str]  # all that RECORD names
     untouchable: frozenset[str]  # row 8a: files of a portable wheel, of the size RECORD says
 
 
@@ -327,13 +328,11 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
 
 def source_of_pyc(path: str) -> str | None:
     """The source that a ``.pyc`` was compiled from (PEP 3147 in ``__pycache__``, else beside it)."""
-    folder, name = os.path.split(path)
-    stem = name[: -len(".pyc")]
-    if os.path.basename(folder) == "__pycache__":
-        module = stem.split(".", 1)[0]
-        parent = os.path.dirname(folder)
-        return f"{parent}/{module}.py" if parent else f"{module}.py"
-    return f"{folder}/{stem}.py" if folder else f"{stem}.py"
+    folder, slash, name = path.rpartition("/")
+    if folder.endswith("/__pycache__") or folder == "__pycache__":
+        module = name[: -len(".pyc")].split(".", 1)[0]
+        return f"{folder[: -len('__pycache__')]}{module}.py"
+    return f"{folder}{slash}{name[: -len('.pyc')]}.py"
 
 
 def _recorded_prefixes(prefix: str) -> tuple[str, ...]:
@@ -426,6 +425,7 @@ def _distributions(
         tags = [line.partition(":")[2] for line in wheel.splitlines() if line.startswith("Tag:")]
         portable = any("manylinux" in tag or "musllinux" in tag for tag in tags)
         paths: list[str] = []
+        stated: set[str] = set()
         untouchable: set[str] = set()
         try:
             rows = list(csv.reader(io.StringIO(_read_text(prefix, record_path))))
@@ -434,7 +434,10 @@ def _distributions(
         for row in rows:
             if not row or "\0" in row[0]:
                 continue
-            path = os.path.normpath(os.path.join(root, row[0]))
+            path = f"{root}/{row[0]}"
+            if _NOT_NORMAL.search(row[0]):
+                path = os.path.normpath(os.path.join(root, row[0]))
+            stated.add(path)
             file = files.get(path)
             if file is None or path in groups:
                 continue
@@ -444,7 +447,13 @@ def _distributions(
             inside = inside or (row[0].startswith(".") and not row[0].startswith("../") and path.startswith(root + "/"))
             if portable and inside and not installer and len(row) >= 3 and row[2] == str(file.n_bytes):
                 untouchable.add(path)
-        yield Distribution(Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(untouchable))
+        yield Distribution(
+            Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(stated), frozenset(untouchable)
+        )
+
+
+#: Where a path is not what `normpath` makes of it.
+_NOT_NORMAL = re.compile(r"^/|//|/$|(?:^|/)\.\.?(?:/|$)")
 
 
 def _editables(
@@ -459,7 +468,7 @@ def _editables(
     inside = tuple(path + "/" for path in (prefix, os.path.realpath(prefix), *earlier))
     for root in site_packages:
         for path in files:
-            if os.path.dirname(os.path.dirname(path)) != root or not path.endswith(".dist-info/direct_url.json"):
+            if not path.endswith(".dist-info/direct_url.json") or os.path.dirname(os.path.dirname(path)) != root:
                 continue
             try:
                 table = json.loads(_read_text(prefix, path))
@@ -473,9 +482,11 @@ def _editables(
                 seen.add(name.lower().replace("-", "_"))
                 yield Editable(name, path, str(table.get("url", "")))
         for path, file in files.items():
+            base = path.rpartition("/")[2]
+            if not base.endswith((".egg-link", ".pth", "_finder.py")):
+                continue
             if os.path.dirname(path) != root or file.kind is Kind.DIRECTORY:
                 continue
-            base = os.path.basename(path)
             if base.endswith(".egg-link"):
                 name = base[: -len(".egg-link")]
                 place = _read_text(prefix, path).split("\n")[0].strip()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import struct
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastpack import digest
@@ -13,9 +16,10 @@ from fastpack._place_py import Mismatch, Stated, with_pad
 from fastpack.environment import Environment, source_of_pyc
 from fastpack.fs import resolve
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
-from fastpack.parallel import ordered_map
+from fastpack.native import kernel
+from fastpack.parallel import Scratch, ordered_map
 from fastpack.prefixes import source_prefixes
-from fastpack.reading import buffered, from_memory, open_source
+from fastpack.reading import buffered, from_memory, open_folder, open_source, read_many
 from fastpack.relocation import (
     AS_IT_IS,
     ArchiveForm,
@@ -31,7 +35,6 @@ from fastpack.relocation import (
     link_targets,
     pip_record_form,
     record_form,
-    record_paths,
     relocatable_header,
     restore_binary,
     scan_binary,
@@ -45,8 +48,12 @@ from fastpack.unmanaged import unmanaged_form
 
 #: Managed files without a placeholder are held against their sha256 up to this size, larger ones against their size.
 CHECKED_BY_DIGEST = 1 << 20
-#: Files handed to a thread at once: one round trip through the executor for many small files.
-_CHUNK = 64
+#: Files, and bytes of small ones, that a thread looks at at once: read in one batch, scanned in another one.
+_CHUNK, _CHUNK_BYTES = 512, 4 << 20
+#: Files up to this size are read whole, many at once.
+_SMALL = 1 << 20
+#: Bytes of a ``.pyc``'s header.
+_PYC_HEADER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Examined:
     archived: Stated | None = None  # sha256 and size of the archive form, where the form is not the disk's
     on_disk: Stated | None = None
     not_relocated: str = ""  # why, if it names the prefix and stays as it is
-    pyc_source_mtime: int | None = None  # of a proven .pyc with a timestamp: what its header says
+    pyc_header: bytes = b""  # of a .pyc, where it was read
 
 
 class PycAction:
@@ -105,7 +112,6 @@ def examine(
     excluded = env.excluded()
     untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))
     linked = _linked_elsewhere(env, prefixes)
-    facts = _Facts(env, prefixes, untouchable, _slots(env, prefixes), linked, verify_source)
     record_files = {record.path for record in env.records}
     pip_records = {f"{distribution.folder}/RECORD" for distribution in env.distributions}
     todo = [
@@ -117,16 +123,30 @@ def examine(
         and file.path not in excluded
     ]
 
-    def run(chunk: Sequence[DiskFile]) -> list[tuple[str, Examined]]:
-        return [(file.path, _examine_file(facts, file)) for file in chunk]
-
-    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-    for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
-        result.files.update(found)
-        progress(sum(file.n_bytes for file in chunk), "")
+    with open_folder(env.prefix) as folder:
+        facts = _Facts(env, prefixes, untouchable, _slots(env, prefixes), linked, verify_source, folder)
+        chunks = list(_chunks(todo))
+        run = functools.partial(_examine_many, facts)
+        for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
+            result.files.update(found)
+            progress(sum(file.n_bytes for file in chunk), "")
     _decide_pycs(env, result)
     _examine_records(env, result)
     return result
+
+
+def _chunks(files: Sequence[DiskFile]) -> Iterator[list[DiskFile]]:
+    chunk: list[DiskFile] = []
+    n_bytes = 0
+    for file in files:
+        size = file.n_bytes if file.n_bytes <= _SMALL else 0
+        if len(chunk) == _CHUNK or (chunk and n_bytes + size > _CHUNK_BYTES):
+            yield chunk
+            chunk, n_bytes = [], 0
+        chunk.append(file)
+        n_bytes += size
+    if chunk:
+        yield chunk
 
 
 def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined) -> Examined:
@@ -155,7 +175,7 @@ def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined
                 continue
             if sha256_of(pread, file.n_bytes, edits) == recorded.sha256:
                 finished = _finish(file, form, pread, found.verdict, recorded.placeholder, found.not_relocated)
-                return replace(finished, pyc_source_mtime=found.pyc_source_mtime)
+                return replace(finished, pyc_header=found.pyc_header)
     return found
 
 
@@ -192,7 +212,7 @@ def _slots(env: Environment, prefixes: Prefixes) -> dict[str, int]:
     return slots
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Facts:
     """What the planning pass knows of the whole environment before it looks at a file."""
 
@@ -202,6 +222,12 @@ class _Facts:
     slots: Mapping[str, int]  # record -> slot, see _slots
     linked: frozenset[str]  # files that a link in another directory leads to
     verify_source: bool
+    folder: int  # the prefix, opened
+
+    @functools.cached_property
+    def needles(self) -> tuple[bytes, ...]:
+        """Everything that names the environment in any file."""
+        return tuple(dict.fromkeys((*self.prefixes.plain, *self.prefixes.spelled, *self.prefixes.in_binaries)))
 
 
 def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
@@ -211,10 +237,85 @@ def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
     return frozenset(end for path, end in found if end and os.path.dirname(end) != os.path.dirname(path))
 
 
+UNTOUCHED = Examined(Verdict.UNMANAGED)
+_PROVEN = Examined(Verdict.PROVEN)
+
+
+def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[str, Examined]]:
+    """Most files of an environment are the package's own, or name no prefix: these are read and judged in one batch."""
+    env = facts.env
+    found: dict[str, Examined] = {}
+    named: list[tuple[DiskFile, str]] = []  # managed, and the sha256 that proves them
+    plain: list[DiskFile] = []  # unmanaged
+    pycs: list[DiskFile] = []
+    for file in files:
+        path = file.path
+        claim = env.entries.get(path)
+        if claim is not None:
+            record, entry = claim
+            proof = entry.sha256
+            if (
+                proof is not None and entry.placeholder is None and "entry_point" not in entry.path_type
+                and file.n_bytes <= _SMALL and not (record.path in facts.slots and _patched(entry))
+            ):  # fmt: skip
+                named.append((file, proof))
+        elif path in env.recorded:
+            continue
+        elif path.endswith(".pyc"):
+            pycs.append(file)
+        elif path in facts.untouchable:
+            found[path] = UNTOUCHED  # not even opened: most files of a GPU environment
+        elif file.n_bytes <= _SMALL:
+            plain.append(file)
+    for file, header in zip(pycs, _read_heads(facts, pycs), strict=True):
+        found[file.path] = Examined(Verdict.UNMANAGED, pyc_header=header)
+    _judge_named(facts, named, found)
+    _judge_plain(facts, plain, found)
+    return [(file.path, found.get(file.path) or _examine_file(facts, file)) for file in files]
+
+
+def _read_heads(facts: _Facts, files: Sequence[DiskFile]) -> Iterator[bytes]:
+    out = bytearray(_PYC_HEADER * len(files))
+    pieces = [(file, 0, min(_PYC_HEADER, file.n_bytes), _PYC_HEADER * k) for k, file in enumerate(files)]
+    read_many(facts.folder, facts.env.prefix, pieces, out)
+    return (bytes(out[start : start + n_bytes]) for _, _, n_bytes, start in pieces)
+
+
+def _read_whole(facts: _Facts, files: Sequence[DiskFile]) -> tuple[memoryview, list[int]]:
+    """Files one behind the other: (all their bytes, where each begins, and where the last one ends)."""
+    starts = list(itertools.accumulate((file.n_bytes for file in files), initial=0))
+    out = _scratch.view(starts[-1])
+    pieces = [(file, 0, file.n_bytes, start) for file, start in zip(files, starts, strict=False)]
+    read_many(facts.folder, facts.env.prefix, pieces, out)
+    return out, starts
+
+
+_scratch = Scratch()
+
+
+def _judge_named(facts: _Facts, named: Sequence[tuple[DiskFile, str]], found: dict[str, Examined]) -> None:
+    """Managed files without a placeholder that have the package's own sha256."""
+    data, starts = _read_whole(facts, [file for file, _ in named])
+    for (file, proof), start, stop in zip(named, starts, starts[1:], strict=False):
+        if digest.sha256(data[start:stop]) == proof:
+            is_pyc = file.path.endswith(".pyc")
+            header = bytes(data[start : min(stop, start + _PYC_HEADER)]) if is_pyc else b""
+            found[file.path] = Examined(Verdict.PROVEN, pyc_header=header) if is_pyc else _PROVEN
+
+
+def _judge_plain(facts: _Facts, files: Sequence[DiskFile], found: dict[str, Examined]) -> None:
+    """Unmanaged files that name no prefix in any way."""
+    data, starts = _read_whole(facts, files)
+    lengths = array("q", [file.n_bytes for file in files])
+    naming = kernel.find_any(data, array("q", starts[:-1]), lengths, facts.needles)
+    for file, start, names in zip(files, starts, naming, strict=False):
+        script = file.mode & 0o111 and bytes(data[start : start + 2]) == b"#!"
+        # History and direct_url.json have an archive form whatever they name.
+        if not names and not script and not file.path.endswith(("conda-meta/history", "direct_url.json")):
+            found[file.path] = UNTOUCHED
+
+
 def _examine_file(facts: _Facts, file: DiskFile) -> Examined:
-    unclaimed = file.path not in facts.env.entries and file.path not in facts.env.recorded
-    if unclaimed and (file.path.endswith(".pyc") or file.path in facts.untouchable):
-        return Examined(Verdict.UNMANAGED)  # not even opened: most files of a GPU environment
     with open_source(facts.env.prefix, file) as (_, read):
         found = _examine_open(facts, file, read)
         return found if found.verdict is Verdict.PROVEN else _as_recorded(facts.env, file, read, found)
@@ -245,8 +346,7 @@ def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathE
             return Examined(Verdict.STRUCTURAL)
         if sha256_of(pread, file.n_bytes) != entry.sha256:
             return Examined(Verdict.RECOMPILED)
-        header = _timestamp(pread(16, 0))
-        return Examined(Verdict.PROVEN, pyc_source_mtime=None if header is None else header[0])
+        return Examined(Verdict.PROVEN, pyc_header=pread(_PYC_HEADER, 0))
     entry_point = "entry_point" in entry.path_type
     if slot is not None and not entry_point and _patched(entry):
         if sha256_of(pread, file.n_bytes) != entry.sha256_in_prefix:
@@ -408,10 +508,11 @@ def _decide_pycs(env: Environment, result: Examination) -> None:
         examined = result.files[path]
         source = source_of_pyc(path)
         found = result.files.get(source or "")
-        if examined.pyc_source_mtime is None or source is None or found is None:
+        stated = _timestamp(examined.pyc_header) if examined.verdict is Verdict.PROVEN else None
+        if stated is None or source is None or found is None:
             continue
         if found.verdict in unchanged and not found.form.relocations and not found.form.edits:
-            result.forced_mtimes.setdefault(source, examined.pyc_source_mtime)
+            result.forced_mtimes.setdefault(source, stated[0])
     for path in pycs:
         examined = result.files[path]
         if examined.verdict is Verdict.PROVEN:
@@ -434,8 +535,10 @@ def _decide_pyc(env: Environment, result: Examination, path: str, managed: bool)
         return PycAction.DROP, "dropped: no source"
     rewritten = bool(found.form.edits or found.form.relocations)
     file, disk = env.files[path], env.files[source]
-    with open_source(env.prefix, file) as (_, pread):
-        header = pread(min(16, file.n_bytes), 0)
+    header = result.files[path].pyc_header
+    if not header:
+        with open_source(env.prefix, file) as (_, pread):
+            header = pread(min(_PYC_HEADER, file.n_bytes), 0)
     if rewritten:
         if managed:
             return PycAction.AS_IT_IS, "kept stale: source names the prefix"
@@ -473,7 +576,7 @@ def _examine_records(env: Environment, result: Examination) -> None:
         file = env.files[path]
         with open_source(env.prefix, file) as (_, pread):
             data = pread(file.n_bytes, 0)
-        own = {name for name, _, _ in record_paths(data, distribution.root)} & archived.keys()
+        own = archived.keys() & distribution.stated
         form = pip_record_form(
             data, distribution.root, {p: archived[p] for p in own}, {p: on_disk[p] for p in own}, relocated
         )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastpack.errors import AlreadyExists, ChangedWhileRead, FastpackError, NoSpace, PrefixTooLong, Unreadable
 from fastpack.model import DiskFile, Kind
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 _PARTIAL = ".fastpack-partial-"
 
@@ -180,8 +184,41 @@ def _remove_debris(path: str) -> None:
         pass
 
 
+class _Flowing(io.FileIO):
+    """A large file that is written once: what is written goes to the disk early, and then out of the page cache.
+
+    Each page of the cache is a fresh one as long as the file grows, and on virtual machines fresh pages cost more than
+    the disk: 3 GB took 9.0 s to write where the host had to give the memory, 1.0 s when pages come back (alternating,
+    twice). Nothing waits for the disk: what it has not taken yet stays in the cache.
+    """
+
+    #: Bytes between two hints, and how far behind what was written pages are given back.
+    STEP, BEHIND = 8 << 20, 64 << 20
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "xb")
+        self._hinted = 0
+        self._start = getattr(ctypes.CDLL(None), "sync_file_range", None)
+
+    def write(self, data: Buffer) -> int:
+        """Write all of `data`."""
+        view = memoryview(data)
+        n_bytes = len(view)
+        while view:
+            view = view[super().write(view) :]
+        end = self.tell()
+        if end - self._hinted >= self.STEP and self._start is not None:
+            write_only = 2  # SYNC_FILE_RANGE_WRITE
+            off_t = ctypes.c_int64
+            self._start(self.fileno(), off_t(self._hinted), off_t(end - self._hinted), write_only)
+            self._hinted = end
+            if end > self.BEHIND:
+                os.posix_fadvise(self.fileno(), 0, end - self.BEHIND, os.POSIX_FADV_DONTNEED)
+        return n_bytes
+
+
 @contextmanager
-def new_file(path: str, force: bool) -> Iterator[BinaryIO]:
+def new_file(path: str, force: bool) -> Iterator[io.FileIO]:
     """A file that appears under its name when the block ends well, and not at all otherwise.
 
     Written beside the target with the mode the umask gives, locked while it is written, renamed at the end. Debris of
@@ -206,14 +243,13 @@ def new_file(path: str, force: bool) -> Iterator[BinaryIO]:
             if entry.startswith(stem):
                 _remove_debris(os.path.join(folder, entry))
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
-        out = open(temporary, "xb")  # noqa: SIM115 (closed below, after the rename)
+        out = _Flowing(temporary)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     try:
         with out:
             lock(out)
             yield out
-            out.flush()
             # link, not rename: another process may have made the file since, and is not asked about.
             if force:
                 os.rename(temporary, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import NamedTuple
 
 from fastpack.errors import FastpackError, VerifyFailed
 
@@ -95,8 +96,7 @@ class Record:
         return Group(GroupKind.CONDA, self.name, self.version)
 
 
-@dataclass(frozen=True, slots=True)
-class DiskFile:
+class DiskFile(NamedTuple):
     """A path of the environment as it lies on disk. Times in nanoseconds, sizes in bytes."""
 
     path: str

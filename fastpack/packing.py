@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastpack import container, digest
-from fastpack._place_py import SMALL_FILE, ascii_only, check_pad, content_mtime, mtime_key
+from fastpack._place_py import ascii_only, check_pad, content_mtime
 from fastpack._version import VERSION
+from fastpack.building import Builder, builder
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
@@ -23,10 +23,8 @@ from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Progress, Warned, silent
-from fastpack.parallel import Scratch, default_threads, keep_memory, ordered_map
-from fastpack.plan import Piece, Plan, Planned, PlannedFrame, in_archive, make_plan
-from fastpack.reading import changed, open_source, read_into
-from fastpack.relocation import kernel
+from fastpack.parallel import default_threads, keep_memory, ordered_map
+from fastpack.plan import Plan, Planned, make_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +108,8 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
             path=not_relocated[0].path,
             hint="leave them out with --exclude, or pack without --strict",
         )
-    builder = _Builder(plan, codec, level, examination.prefixes.plain)
-    with _opened(output, options.force) as out:
-        archive_id, archive_bytes, frames, members, n_naming = _write(
-            plan, builder, codec, level, threads, out, progress
-        )
+    with builder(plan, codec, level, examination.prefixes.plain) as built, _opened(output, options.force) as out:
+        archive_id, archive_bytes, frames, members, n_naming = _write(plan, built, codec, level, threads, out, progress)
     return _report(plan, codec, output, archive_id, archive_bytes, frames, members, examination.pyc_counts,
                    n_naming, tuple(os.fsdecode(p) for p in examination.prefixes.plain),
                    time.monotonic() - started)  # fmt: skip
@@ -171,141 +166,7 @@ def _opened(output: str, force: bool) -> Iterator[BinaryIO]:
         yield out
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Built:
-    """A frame ready to be written, and what was learnt of the members in it."""
-
-    packed: bytes
-    plain_bytes: int
-    digest: bytes
-    packed_digest: bytes
-    slices: dict[int, list[bytes]]  # member -> digests of the slices in this frame
-    mtimes: dict[int, int]
-    source_bytes: int
-    n_naming: int  # .pyc files that name the source prefix (until their co_filename is normalised)
-
-
-class _Builder:
-    """Builds frames: may run in several threads, for frames in the plan's order.
-
-    A ``.pyc`` that stays valid names its source's mtime, which follows from the source's bytes. The source comes
-    earlier in the archive, as a rule, so its time is mostly known; where it is not yet, the source is read for it.
-    """
-
-    def __init__(self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...]) -> None:
-        self._plan = plan
-        self._codec = codec
-        self._level = level
-        self._prefixes = prefixes
-        self._mtimes: dict[str, int] = {}
-        self._scratch = Scratch()
-        self._index = {member.path: index for index, member in enumerate(plan.members)}
-
-    def build(self, frame: PlannedFrame) -> _Built:
-        """Read, bring into archive form, hash and compress one frame, all in one buffer."""
-        members = [self._plan.members[piece.member] for piece in frame.pieces]
-        lengths = [self._lengths(member, piece) for member, piece in zip(members, frame.pieces, strict=True)]
-        plain = self._scratch.view(sum(map(sum, lengths)))
-        hashed: list[bytes] = []
-        slices: dict[int, list[bytes]] = {}
-        mtimes: dict[int, int] = {}
-        position = source_bytes = n_naming = 0
-        for member, piece, (n_header, n_data, n_padding) in zip(members, frame.pieces, lengths, strict=True):
-            data = plain[position + n_header : position + n_header + n_data]
-            self._read_into(member, piece, data)
-            found = digest.slice_digests(data) if member.kind is Kind.FILE else []
-            if n_header:
-                mtime = mtimes[piece.member] = self._mtime(member, piece, data, found)
-                self._mtimes[member.path] = mtime
-                header = _archive_member(member, mtime, b"", 0).header(self._plan.arcroot)
-                plain[position : position + n_header] = header
-                hashed.append(header)
-            hashed += found
-            slices[piece.member] = found
-            source_bytes += n_data
-            n_naming += member.is_pyc and bool(kernel.find(data, self._prefixes))
-            position += n_header + n_data + n_padding
-            plain[position - n_padding : position] = bytes(n_padding)
-        packed = self._codec.compress(plain, self._level)
-        return _Built(
-            packed,
-            len(plain),
-            digest.frame_digest(hashed),
-            digest.blake(packed),
-            slices,
-            mtimes,
-            source_bytes,
-            n_naming,
-        )
-
-    def _lengths(self, member: Planned, piece: Piece) -> tuple[int, int, int]:
-        """Bytes of header, data and padding that a piece has in its frame."""
-        root = self._plan.arcroot + "/" if self._plan.arcroot else ""
-        target = root + member.target if member.kind is Kind.HARDLINK else member.target
-        n_header = container.header_bytes(member.kind, root + member.path, target) if piece.start == 0 else 0
-        if member.kind is not Kind.FILE:
-            return n_header, 0, 0
-        ends = piece.stop == member.n_bytes
-        return n_header, piece.stop - piece.start, container.padding(member.n_bytes) if ends else 0
-
-    def _read_into(self, member: Planned, piece: Piece, data: memoryview) -> None:
-        """Fill a buffer with a piece of a member as it lies in the archive."""
-        if member.kind is not Kind.FILE:
-            return
-        prefix = self._plan.environment.prefix
-        if member.source is None:
-            data[:] = memoryview(member.content)[piece.start : piece.stop]
-        elif not member.form.edits and not member.placing:
-            read_into(prefix, member.source, data, piece.start)
-        else:
-            with open_source(prefix, member.source) as (_, pread):
-                data[:] = in_archive(pread, member)(len(data), piece.start)
-        planned = self._plan.placed.get(member.path, member.archived)
-        if planned is not None and len(data) == planned.n_bytes and digest.sha256(data) != planned.sha256:
-            # What relocations.json says of it was found in the planning pass.
-            raise changed(os.path.join(prefix, member.path), "changed")
-        if member.follows is not None:
-            struct.pack_into("<I", data, 8, self._source_mtime(member.follows) & 0xFFFFFFFF)
-
-    def _read(self, member: Planned, piece: Piece) -> memoryview:
-        data = memoryview(bytearray(piece.stop - piece.start))
-        self._read_into(member, piece, data)
-        return data
-
-    def _source_mtime(self, path: str) -> int:
-        known = self._mtimes.get(path)
-        if known is None:
-            index = self._index[path]
-            member = self._plan.members[index]
-            piece = Piece(index, 0, min(member.n_bytes, SMALL_FILE))
-            small = member.kind is Kind.FILE and member.n_bytes <= SMALL_FILE
-            data = self._read(member, piece) if small else memoryview(b"")
-            known = self._mtimes[path] = self._mtime(member, piece, data, digest.slice_digests(data))
-        return known
-
-    def _mtime(self, member: Planned, piece: Piece, data: memoryview, slices: list[bytes]) -> int:
-        if member.mtime is not None:
-            return member.mtime
-        if member.kind is Kind.HARDLINK:
-            original = self._plan.members[self._index[member.target]]
-            first = Piece(piece.member, 0, original.n_bytes)
-            again = self._read(original, first) if original.n_bytes <= SMALL_FILE else memoryview(b"")
-            return self._mtime(original, first, again, digest.slice_digests(again) if again else [])
-        if member.n_bytes <= SMALL_FILE:
-            if member.form.relocations and member.archived is not None:
-                return content_mtime(bytes.fromhex(member.archived.sha256))
-            return content_mtime(digest.file_digest(slices))
-        if member.source is None:
-            head, tail = member.content[: digest.SLICE], member.content[-digest.SLICE :]
-        else:
-            with open_source(self._plan.environment.prefix, member.source) as (_, pread):
-                read = in_archive(pread, member)
-                head, tail = read(digest.SLICE, 0), read(digest.SLICE, member.n_bytes - digest.SLICE)
-        key = mtime_key(member.n_bytes, head, tail)
-        return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def _archive_member(member: Planned, mtime: int, file_digest: bytes, group: int) -> Member:
@@ -315,40 +176,32 @@ def _archive_member(member: Planned, mtime: int, file_digest: bytes, group: int)
     )  # fmt: skip
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 def _write(
-    plan: Plan, builder: _Builder, codec: Codec, level: int, threads: int, out: BinaryIO, progress: Progress
+    plan: Plan, builder: Builder, codec: Codec, level: int, threads: int, out: BinaryIO, progress: Progress
 ) -> tuple[str, int, list[Frame], list[Member], int]:
     """Write the archive: frames in order, then the manifest and what leads to it."""
     frames: list[Frame] = []
-    slices: dict[int, list[bytes]] = {}
-    mtimes: dict[int, int] = {}
-    offset = done = n_naming = 0
+    members: list[Member] = []
+    groups = list(dict.fromkeys(member.group for member in plan.members))
+    position = {group: index for index, group in enumerate(groups)}
+    slices: list[bytes] = []  # of the member that is going on
+    mtime = offset = done = n_naming = 0
     total = plan.source_bytes
     try:
         for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, threads), strict=True):
             out.write(built.packed)
             frames.append(Frame(offset, len(built.packed), built.plain_bytes, built.digest, built.packed_digest))
             offset += len(built.packed)
-            for index, found in built.slices.items():
-                slices.setdefault(index, []).extend(found)
-            mtimes.update(built.mtimes)
+            for piece, found, begun in zip(planned.pieces, built.slices, built.mtimes, strict=True):
+                member = plan.members[piece.member]
+                slices = found if begun is not None else slices + found
+                mtime = mtime if begun is None else begun
+                if member.kind is not Kind.FILE or piece.stop == member.n_bytes:
+                    whole = digest.file_digest(slices) if member.kind is Kind.FILE else b""
+                    members.append(_archive_member(member, mtime, whole, position[member.group]))
             done += built.source_bytes
             n_naming += built.n_naming
             progress("pack", done, total, str(planned.group))
-        groups = list(dict.fromkeys(member.group for member in plan.members))
-        position = {group: index for index, group in enumerate(groups)}
-        members = [
-            _archive_member(
-                member,
-                mtimes[index],
-                digest.file_digest(slices[index]) if member.kind is Kind.FILE else b"",
-                position[member.group],
-            )
-            for index, member in enumerate(plan.members)
-        ]
         manifest = Manifest(_header(plan, codec, level), plan.packages, tuple(groups), tuple(frames), tuple(members),
                             plan.left_out).to_bytes()  # fmt: skip
         archive_id = digest.blake(manifest)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -75,6 +77,21 @@ def keep_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without Python's search for reference cycles: it walks the hundreds of thousands of rows that a large environment
+    has again and again, and there are no cycles in them. It took 2 of 13 s of packing 57,000 files.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Scratch(threading.local):

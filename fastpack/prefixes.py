@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from fastpack import digest
 from fastpack.environment import Environment
 from fastpack.model import DiskFile, Kind, PathEntry
+from fastpack.native import kernel
 from fastpack.reading import from_memory, open_source
 from fastpack.relocation import (
     ArchiveForm,
@@ -18,7 +19,6 @@ from fastpack.relocation import (
     apply_edits,
     binary_variants,
     is_unique,
-    kernel,
     restore_binary,
     scan_binary,
     text_variants,

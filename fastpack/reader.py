@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastpack import container, digest
 from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
@@ -20,8 +22,7 @@ from fastpack.model import Kind
 MODEST_LIST, MAX_RATIO = 32 << 20, 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Part of a member in a frame. `at` is its data's place in the frame, [start, stop) its place in the member."""
 
     member: int
@@ -70,8 +71,7 @@ def lay_out(manifest: Manifest) -> list[list[Segment]]:
 
 def _header_bytes(member: Member, root: str) -> int:
     """The length of a member's tar header, with the GNU long-name members before it."""
-    target = root + member.target if member.kind is Kind.HARDLINK else member.target
-    return container.header_bytes(member.kind, root + member.path, target)
+    return container.header_bytes(*container.raw_names(member.kind, root, member.path, member.target))
 
 
 class FrameReader:
@@ -113,13 +113,15 @@ class FrameReader:
         plain = memoryview(self._codec.decompress(self.packed(index), frame.plain_bytes))
         found: list[tuple[Segment, memoryview, list[bytes]]] = []
         hashed: list[bytes] = []
-        end = 0
+        headers = self._headers(index)
+        position = end = 0
         for segment in self.layout[index]:
             member = self._manifest.members[segment.member]
             if segment.header_bytes:
-                header = member.header(self._manifest.arcroot)
+                header = headers[position : position + segment.header_bytes]
+                position += segment.header_bytes
                 start = segment.at - segment.header_bytes
-                if any(plain[end:start]) or plain[start : segment.at] != header:
+                if any(plain[end:start]) or bytes(plain[start : segment.at]) != header:
                     raise DamagedArchive(
                         "the tar stream and the manifest disagree", path=member.path, found=f"in frame {index}"
                     )
@@ -135,6 +137,15 @@ class FrameReader:
                 f"frame {index} does not have the digest the manifest states", path=names[0] if names else None
             )
         return found
+
+    def _headers(self, index: int) -> bytes:
+        """The headers of the members that begin in a frame, one after the other, as the manifest has them."""
+        begun = [segment for segment in self.layout[index] if segment.header_bytes]
+        places = list(itertools.accumulate((segment.header_bytes for segment in begun), initial=0))
+        fields = [self._manifest.members[segment.member].header_fields(self._manifest.arcroot) for segment in begun]
+        out = bytearray(places.pop())
+        container.write_headers(fields, places, out)
+        return bytes(out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from fastpack._batch_py import CHANGED
 from fastpack.errors import ChangedWhileRead, Unreadable
 from fastpack.model import DiskFile
+from fastpack.native import batch
 from fastpack.relocation import WINDOW, PRead
 
 
@@ -67,29 +71,51 @@ def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
         os.close(descriptor)
 
 
-def read_into(prefix: str, file: DiskFile, view: memoryview, offset: int) -> None:
-    """Fill a buffer with bytes of an environment's file, from `offset` on; checked as `open_source` does.
+@contextmanager
+def open_folder(prefix: str) -> Iterator[int]:
+    """A descriptor of the environment's directory, for `read_many`."""
+    try:
+        descriptor = os.open(prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unreadable(f"the directory cannot be read ({error.strerror})", path=prefix) from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_many(
+    folder: int, prefix: str, pieces: Sequence[tuple[DiskFile, int, int, int]], out: bytearray | memoryview
+) -> None:
+    """Read many files, or parts of them, at once into a buffer; checked as `open_source` does.
+
+    Parameters
+    ----------
+    folder : the prefix, opened.
+    pieces : file, first byte and number of bytes in it, first byte in `out`.
 
     Raises
     ------
     Unreadable, ChangedWhileRead
     """
-    path = os.path.join(prefix, file.path)
-    descriptor = _open(path)
-    try:
-        done = 0
-        while done < len(view):
-            n = os.preadv(descriptor, [view[done:]], offset + done)
-            if not n:
-                raise changed(path, "became shorter")
-            done += n
-        info = os.fstat(descriptor)
-    except OSError as error:
-        raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
-    finally:
-        os.close(descriptor)
-    if info.st_size != file.n_bytes or info.st_mtime_ns != file.mtime_ns:
-        raise changed(path, "changed")
+    failed = batch.read_files(
+        folder,
+        [os.fsencode(file.path) for file, _, _, _ in pieces],
+        array("q", [file.n_bytes for file, _, _, _ in pieces]),
+        array("q", [file.mtime_ns for file, _, _, _ in pieces]),
+        array("q", [offset for _, offset, _, _ in pieces]),
+        array("q", [start for _, _, _, start in pieces]),
+        array("q", [n_bytes for _, _, n_bytes, _ in pieces]),
+        out,
+    )
+    if failed:
+        index, code = failed[0]
+        path = os.path.join(prefix, pieces[index][0].path)
+        if code in (CHANGED, errno.ELOOP):
+            raise changed(path, "changed")
+        if code in (errno.ENOENT, errno.ENOTDIR):
+            raise changed(path, "vanished")
+        raise Unreadable(f"a file cannot be read ({os.strerror(code)})", path=path)
 
 
 def buffered(pread: PRead, n_bytes: int) -> tuple[PRead, bytes | None]:

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastpack import _relocate_py
 from fastpack._place_py import (
     WIDE,
     Kernels,
@@ -34,21 +33,10 @@ from fastpack._place_py import (
 from fastpack.errors import PrefixTooLong, Unrelocatable
 from fastpack.fs import leads_out
 from fastpack.model import PLACEHOLDER, Warned
+from fastpack.native import kernel
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
-
-if os.environ.get("FASTPACK_PURE", "0") not in ("", "0"):
-    kernel = _relocate_py
-    NATIVE = False
-else:
-    try:
-        from fastpack import _relocate as kernel  # type: ignore[no-redef]
-
-        NATIVE = True
-    except ImportError:
-        kernel = _relocate_py
-        NATIVE = False
 
 KERNELS = Kernels(kernel.place_strings, kernel.restore_strings)
 
@@ -678,9 +666,14 @@ def json_scalars(text: str) -> Iterator[tuple[tuple[str | int, ...], int, int]]:
         elif token == ":":
             expecting_key = False
         elif expecting_key:
-            path[-1] = json.loads(token)
+            path[-1] = _text_of(token)
         else:
             yield tuple(path), match.start(), match.end()
+
+
+def _text_of(token: str) -> str:
+    """What a string of JSON says."""
+    return token[1:-1] if "\\" not in token else str(json.loads(token))
 
 
 _BLANKED = {("extracted_package_dir",), ("package_tarball_full_path",), ("link", "source")}
@@ -701,7 +694,7 @@ def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Sta
     values = list(json_scalars(text))
     encoded = len(text) != len(data)
     paths = {
-        key[2]: json.loads(text[start:stop])
+        key[2]: _text_of(text[start:stop]) if text[start] == '"' else json.loads(text[start:stop])
         for key, start, stop in values
         if len(key) == 4 and key[:2] == ("paths_data", "paths") and key[3] == "_path"
     }
@@ -794,17 +787,21 @@ def direct_url_form(data: bytes, prefixes: Prefixes) -> ArchiveForm:
 _RECORD_LINE = re.compile(rb"^(?P<path>\"(?:[^\"]|\"\")*\"|[^,\"]*),(?P<stated>sha256=[A-Za-z0-9_-]+,[0-9]+)\r?$")
 
 
-def record_paths(data: bytes, folder: str) -> Iterator[tuple[str, int, bytes]]:
-    """(path below the prefix, offset of hash and size, hash and size) for each such line of a wheel's RECORD.
+def record_paths(data: bytes, folder: str, names: frozenset[bytes]) -> Iterator[tuple[str, int, bytes]]:
+    """(path below the prefix, offset of hash and size, hash and size) for lines of a wheel's RECORD.
 
-    `folder` is the directory that RECORD's paths are relative to. A path that leads out of the prefix is left out.
+    `folder` is the directory that RECORD's paths are relative to. A path that leads out of the prefix is left out, and
+    so are files whose last part is none of `names`: few lines of a long list speak of a file that matters.
     """
     offset = 0
     for line in data.split(b"\n"):
-        match = _RECORD_LINE.match(line)
+        quoted = line.startswith(b'"')
+        match = None
+        if quoted or line[: max(0, line.find(b","))].rpartition(b"/")[2] in names:
+            match = _RECORD_LINE.match(line)
         if match:
             raw = match["path"]
-            if raw.startswith(b'"'):
+            if quoted:
                 raw = raw[1:-1].replace(b'""', b'"')
             path = os.path.normpath(os.path.join(folder, os.fsdecode(raw)))
             if not path.startswith(("/", "..")):
@@ -819,7 +816,8 @@ def pip_record_form(
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     shift = 0
-    for path, offset, stated in record_paths(data, folder):
+    names = frozenset(os.fsencode(path.rpartition("/")[2]) for path in archived)
+    for path, offset, stated in record_paths(data, folder, names):
         form, found = archived.get(path), on_disk.get(path)
         if form is None or found is None or stated_field("pip-record", path, found) != stated:
             continue
@@ -828,7 +826,7 @@ def pip_record_form(
             relocations.append(Relocation(offset + shift, "pip-record", len(new), path))
         edits.append(Edit(offset, len(stated), new))
         shift += len(new) - len(stated)
-    return ArchiveForm(tuple(edits), tuple(relocations))
+    return ArchiveForm(tuple(edits), tuple(relocations)) if edits or relocations else AS_IT_IS
 
 
 # --- classification --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastpack import elf
 from fastpack._place_py import OPTIONAL, WIDE, Relocation, in_slot, width_of
 from fastpack.model import PLACEHOLDER
+from fastpack.native import kernel
 from fastpack.reading import as_file
 from fastpack.relocation import (
     AS_IT_IS,
@@ -22,7 +23,6 @@ from fastpack.relocation import (
     big_hits,
     direct_url_form,
     history_form,
-    kernel,
     relocatable_header,
     scan_unmanaged_text,
     script_header,

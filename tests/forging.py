@@ -67,7 +67,7 @@ def rebuilt(archive: str, out: str, change: Callable[[Manifest, list[bytes]], Ma
 
 def with_member(archive: str, out: str, which: str, **changes: object) -> str:
     def change(manifest: Manifest, plains: list[bytes]) -> Manifest:
-        members = tuple(dataclasses.replace(m, **changes) if m.path == which else m for m in manifest.members)  # type: ignore[arg-type]
+        members = tuple(m._replace(**changes) if m.path == which else m for m in manifest.members)  # type: ignore[arg-type]
         return dataclasses.replace(manifest, members=members)
 
     return rebuilt(archive, out, change)
@@ -118,7 +118,7 @@ def forged_table(archive: str, out: Path, change: Callable[[dict[str, Any]], obj
     def forge(manifest: Manifest, plains: list[bytes]) -> Manifest:
         index = next(k for k, member in enumerate(manifest.members) if member.path == RELOCATIONS)
         old = manifest.members[index]
-        new = dataclasses.replace(old, n_bytes=len(data), digest=digest.file_digest(digest.slice_digests(data)))
+        new = old._replace(n_bytes=len(data), digest=digest.file_digest(digest.slice_digests(data)))
         start = plains[-1].index(old.header(manifest.arcroot))
         plains[-1] = plains[-1][:start] + new.header(manifest.arcroot) + data + bytes(container.padding(len(data)))
         members = (*manifest.members[:index], new, *manifest.members[index + 1 :])

@@ -24,9 +24,10 @@ names = st.tuples(st.sampled_from([b"x", b"\xff", "é".encode()]), lengths).map(
 def test_a_header_is_tarfiles(kind: Kind, path: str, target: str, mode: int, mtime: int, n_bytes: int) -> None:
     target = target if kind in (Kind.LINK, Kind.HARDLINK) else ""
     info = tarfile.TarInfo(path)
-    info.type = container._TYPES[kind]
+    info.type = container.TYPES[kind]
     info.mode, info.mtime, info.linkname = mode, mtime, target
     info.size = n_bytes if kind is Kind.FILE else 0
-    header = container.header(kind, path, mode, mtime, n_bytes, target)
+    name, link = container.raw_names(kind, "", path, target)
+    header = container.header(container.Header(kind, name, link, mode, n_bytes, mtime))
     assert header == info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
-    assert len(header) == container.header_bytes(kind, path, target)
+    assert len(header) == container.header_bytes(name, link)

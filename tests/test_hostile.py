@@ -332,7 +332,7 @@ def test_links_that_lead_out(archive: str, tmp_path: Path, target: str, in_ours:
     def change(manifest: Manifest, plains: list[bytes]) -> Manifest:
         index = next(k for k, m in enumerate(manifest.members) if m.path == "share/app/link")
         old = manifest.members[index]
-        new = dataclasses.replace(old, target=in_ours)
+        new = old._replace(target=in_ours)
         for k, plain in enumerate(plains):
             if old.header("") in plain:
                 plains[k] = plain.replace(old.header(""), new.header(""))

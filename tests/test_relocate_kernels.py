@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from array import array
 from types import ModuleType
 
 import pytest
@@ -31,9 +33,21 @@ def test_find_is_the_twin(data: bytes, needles: list[bytes]) -> None:
 
 
 @given(st.lists(buffers, max_size=8), needle_sets)
-def test_find_batch_is_find_for_each(datas: list[bytes], needles: list[bytes]) -> None:
-    wanted = [_relocate.find(data, needles) for data in datas]
-    assert _relocate.find_batch(datas, needles) == _relocate_py.find_batch(datas, needles) == wanted
+def test_find_any_is_find_for_each_piece(datas: list[bytes], needles: list[bytes]) -> None:
+    wanted = bytearray(bool(_relocate.find(data, needles)) for data in datas)
+    lengths = array("q", map(len, datas))
+    starts = array("q", itertools.accumulate(lengths, initial=0))[: len(datas)]
+    for kernel in (_relocate, _relocate_py):
+        assert kernel.find_any(b"".join(datas), starts, lengths, needles) == wanted
+
+
+@BOTH
+def test_find_any_stays_in_its_buffer(kernel: ModuleType) -> None:
+    for start, length in ((-1, 1), (0, 5), (4, 1), (0, -1), (1 << 62, 1 << 62), (5, 0)):
+        with pytest.raises(ValueError, match="outside"):
+            kernel.find_any(b"abcd", array("q", [start]), array("q", [length]), [b"a"])
+    with pytest.raises(ValueError, match="different lengths"):
+        kernel.find_any(b"abcd", array("q", [0]), array("q"), [b"a"])
 
 
 @given(buffers, needle_sets, st.integers(0, 12), st.booleans())

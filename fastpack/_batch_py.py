@@ -1,0 +1,137 @@
+"""Many small files at once, in plain Python: the contracts of ``_batch.pyx``, its oracle, and what stands in for it.
+
+Tables are buffers of 64-bit integers (``array('q')``, numpy's int64), one entry for each name; names are bytes below an
+open directory. A failure is (index, code): an errno, or `CHANGED`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+#: Not a regular file of the size and time that were expected.
+CHANGED = -1
+
+BLOCK = 512
+#: Bytes of a name, and what the octal fields of a header hold; beyond them GNU tar's extensions begin.
+NAME, OCTAL, OCTAL_MODE = 100, 8**11, 8**7
+#: Owner and group 0.
+_OWNER = b"0000000\0" * 2
+#: Magic and version, no names of owner and group, no device, no prefix.
+_REST = b"ustar  \0" + bytes(BLOCK - 265)
+
+
+def _check(count: int, size: int, starts: Sequence[int], lengths: Sequence[int], *others: Sequence[int]) -> None:
+    if any(len(table) != count for table in (starts, lengths, *others)):
+        raise ValueError("tables of different lengths")
+    if any(not 0 <= start <= size - length or length < 0 for start, length in zip(starts, lengths, strict=True)):
+        raise ValueError("a piece lies outside of the buffer")
+
+
+def _check_name(name: bytes) -> bytes:
+    if not isinstance(name, bytes):
+        raise TypeError("a name is not bytes")
+    if b"\0" in name:
+        raise ValueError("a NUL in a name")
+    return name
+
+
+def read_files(
+    folder: int, names: list[bytes], sizes: Sequence[int], mtimes: Sequence[int], offsets: Sequence[int],
+    starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview,
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Read `lengths` bytes from `offsets` of each file to `starts` in `out`, and hold it against size and mtime.
+
+    Parameters
+    ----------
+    folder : descriptor of the directory that the names are relative to; links are not followed.
+    sizes, mtimes : what each file is expected to have, in bytes and nanoseconds; looked at after the read.
+
+    Returns
+    -------
+    The failures; what `out` has for these is undefined.
+    """
+    view = memoryview(out).cast("B")
+    _check(len(names), len(view), starts, lengths, sizes, mtimes, offsets)
+    if any(offset < 0 for offset in offsets):
+        raise ValueError("a negative offset")
+    found = []
+    for index, name in enumerate(map(_check_name, names)):
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+            try:
+                done = 0
+                while done < lengths[index]:
+                    piece = view[starts[index] + done : starts[index] + lengths[index]]
+                    n_read = os.preadv(descriptor, [piece], offsets[index] + done)
+                    if not n_read:
+                        break
+                    done += n_read
+                info = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            found.append((index, error.errno or CHANGED))
+            continue
+        same = stat.S_ISREG(info.st_mode) and (info.st_size, info.st_mtime_ns) == (sizes[index], mtimes[index])
+        if done < lengths[index] or not same:
+            found.append((index, CHANGED))
+    return found
+
+
+def write_files(
+    folder: int, names: list[bytes], data: bytes | bytearray | memoryview, starts: Sequence[int],
+    lengths: Sequence[int], modes: Sequence[int], mtimes: Sequence[int],
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Make new files from pieces of a buffer, with their modes and their times in seconds.
+
+    Returns
+    -------
+    The failures (EEXIST where there is something of that name); such a file may be there in part.
+    """
+    view = memoryview(data).cast("B")
+    _check(len(names), len(view), starts, lengths, modes, mtimes)
+    found = []
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for index, name in enumerate(map(_check_name, names)):
+        try:
+            descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+            try:
+                piece = view[starts[index] : starts[index] + lengths[index]]
+                while piece:
+                    piece = piece[os.write(descriptor, piece) :]
+                os.fchmod(descriptor, modes[index])
+                os.utime(descriptor, (mtimes[index], mtimes[index]))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            found.append((index, error.errno or CHANGED))
+    return found
+
+
+def tar_headers(
+    names: list[bytes], targets: list[bytes], kinds: bytes, modes: Sequence[int], sizes: Sequence[int],
+    mtimes: Sequence[int], places: Sequence[int], out: bytearray | memoryview,
+) -> None:  # fmt: skip
+    """Write header blocks in GNU format: owner 0 without names; names as they are.
+
+    Parameters
+    ----------
+    kinds : tar's type of each member.
+    places : where in `out` each block of 512 bytes goes.
+    """
+    view = memoryview(out).cast("B")
+    if any(len(table) != len(names) for table in (targets, kinds, modes, sizes, mtimes, places)):
+        raise ValueError("tables of different lengths")
+    rows = zip(names, targets, kinds, modes, sizes, mtimes, places, strict=True)
+    for name, target, kind, mode, size, mtime, place in rows:
+        if len(_check_name(name)) > NAME or len(_check_name(target)) > NAME:
+            raise ValueError("a name of over 100 bytes")
+        if not 0 <= place <= len(view) - BLOCK:
+            raise ValueError("a header lies outside of the buffer")
+        if not (0 <= size < OCTAL and 0 <= mtime < OCTAL and 0 <= mode < OCTAL_MODE):
+            raise ValueError("a number is too large for its field")
+        start = b"%s%07o\0%s%011o\0%011o\0" % (name.ljust(NAME, b"\0"), mode, _OWNER, size, mtime)
+        end = bytes([kind]) + target.ljust(NAME, b"\0") + _REST
+        view[place : place + BLOCK] = b"%s%06o\0 %s" % (start, sum(start) + sum(end) + 8 * 32, end)

@@ -1,0 +1,168 @@
+"""Many files at once: native = twin, and both are what the ordinary calls do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastpack import _batch, _batch_py, container
+from fastpack.model import Kind
+
+BOTH = pytest.mark.parametrize("batch", [_batch, _batch_py], ids=["native", "twin"])
+
+
+def table(*values: int) -> array[int]:
+    return array("q", values)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@BOTH
+def test_files_are_read_to_their_places(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    contents = [b"", b"one", bytes(range(256)) * 300, b"last"]
+    names = [b"a", b"b c", os.fsencode("\xe9\udcff"), b"d/e"]
+    Path(tmp_path, "d").mkdir()
+    for name, content in zip(names, contents, strict=True):
+        Path(tmp_path, os.fsdecode(name)).write_bytes(content)
+    infos = [os.stat(tmp_path / os.fsdecode(name)) for name in names]
+    sizes, mtimes = table(*(i.st_size for i in infos)), table(*(i.st_mtime_ns for i in infos))
+    starts = table(0, 7, 20, 100_000)
+    out = bytearray(b"\xaa" * 100_004)
+    assert batch.read_files(folder, names, sizes, mtimes, table(0, 0, 0, 0), starts, sizes, out) == []
+    wanted = bytearray(b"\xaa" * 100_004)
+    for start, content in zip(starts, contents, strict=True):
+        wanted[start : start + len(content)] = content
+    assert out == wanted
+    parts = bytearray(12)
+    offsets = table(0, 1, 255, 2)
+    assert batch.read_files(folder, names, sizes, mtimes, offsets, table(0, 0, 2, 8), table(0, 2, 6, 2), parts) == []
+    assert parts == b"ne\xff" + bytes(range(5)) + b"st\0\0"
+    assert batch.read_files(folder, names[:1], sizes[:1], mtimes[:1], table(1), table(0), table(1), parts) == [(0, -1)]
+
+
+@BOTH
+def test_what_is_not_as_expected_is_told(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    Path(tmp_path, "file").write_bytes(b"12345")
+    Path(tmp_path, "folder").mkdir()
+    Path(tmp_path, "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    mtime = os.stat(tmp_path / "file").st_mtime_ns
+    names = [b"file", b"file", b"file", b"gone", b"link", b"folder", b"fifo", b"file/x"]
+    sizes = table(5, 6, 5, 5, 5, 5, 5, 5)
+    mtimes = table(mtime, mtime, mtime + 1, *[mtime] * 5)
+    out = bytearray(6)
+    lengths = table(5, 6, 5, 5, 5, 5, 5, 5)
+    found = dict(batch.read_files(folder, names, sizes, mtimes, table(*[0] * 8), table(*[0] * 8), lengths, out))
+    assert found.pop(6) in (_batch_py.CHANGED, errno.EAGAIN, errno.ESPIPE)
+    assert found == {
+        1: _batch_py.CHANGED, 2: _batch_py.CHANGED, 3: errno.ENOENT, 4: errno.ELOOP, 5: errno.EISDIR, 7: errno.ENOTDIR,
+    }  # fmt: skip
+
+
+@BOTH
+def test_files_are_written(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    Path(tmp_path, "there").write_bytes(b"old")
+    Path(tmp_path, "link").symlink_to("new")
+    names = [b"a", os.fsencode("\udcff"), b"there", b"link", b"no/where", b"empty"]
+    data = b"0123456789"
+    found = batch.write_files(
+        folder, names, data, table(0, 3, 0, 0, 0, 10), table(3, 7, 1, 1, 1, 0),
+        table(0o644, 0o555, 0o644, 0o644, 0o644, 0o600), table(946684800, 2, 3, 4, 5, 1 << 32),
+    )  # fmt: skip
+    assert found == [(2, errno.EEXIST), (3, errno.EEXIST), (4, errno.ENOENT)]
+    rows = {}
+    for name in ("a", "\udcff", "empty"):
+        info = os.stat(tmp_path / name)
+        rows[name] = (Path(tmp_path, name).read_bytes(), info.st_mode & 0o7777, info.st_mtime_ns)
+    assert rows == {
+        "a": (b"012", 0o644, 946684800 * 10**9),
+        "\udcff": (b"3456789", 0o555, 2 * 10**9),
+        "empty": (b"", 0o600, (1 << 32) * 10**9),
+    }
+    assert Path(tmp_path, "there").read_bytes() == b"old"
+    assert not Path(tmp_path, "new").exists()
+
+
+@BOTH
+def test_nothing_that_is_there_is_opened_for_writing(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    os.mkfifo(tmp_path / "fifo")  # to open it would wait for a reader
+    assert batch.write_files(folder, [b"fifo"], b"x", table(0), table(1), table(0o644), table(0)) == [(0, errno.EEXIST)]
+
+
+@BOTH
+def test_tables_are_checked(batch: ModuleType, folder: int) -> None:
+    one, out = table(0), bytearray(8)
+    for start, length in ((-1, 1), (0, 9), (9, 0), (0, -1), (1 << 62, 1 << 62)):
+        with pytest.raises(ValueError, match="outside"):
+            batch.read_files(folder, [b"a"], one, one, one, table(start), table(length), out)
+        with pytest.raises(ValueError, match="outside"):
+            batch.write_files(folder, [b"a"], out, table(start), table(length), one, one)
+    with pytest.raises(ValueError, match="different lengths"):
+        batch.read_files(folder, [b"a"], table(), one, one, one, one, out)
+    with pytest.raises(ValueError, match="negative"):
+        batch.read_files(folder, [b"a"], one, one, table(-1), one, one, out)
+    with pytest.raises(ValueError, match="different lengths"):
+        batch.write_files(folder, [b"a", b"b"], out, one, one, one, one)
+    for name, error in ((b"a\0b", ValueError), ("a", TypeError)):
+        with pytest.raises(error):
+            batch.read_files(folder, [name], one, one, one, one, one, out)
+        with pytest.raises(error):
+            batch.tar_headers([name], [b""], b"0", one, one, one, one, bytearray(512))
+    for row in ((1 << 33, 0, 0), (0, 1 << 33, 0), (-1, 0, 0), (0, -1, 0), (0, 0, 1 << 21)):
+        size, mtime, mode = map(table, row)
+        with pytest.raises(ValueError, match="too large"):
+            batch.tar_headers([b"a"], [b""], b"0", mode, size, mtime, one, bytearray(512))
+    for place, room in ((1, 512), (-1, 1024), (0, 511)):
+        with pytest.raises(ValueError, match="outside"):
+            batch.tar_headers([b"a"], [b""], b"0", one, one, one, table(place), bytearray(room))
+    with pytest.raises(ValueError, match="100"):
+        batch.tar_headers([b"a" * 101], [b""], b"0", one, one, one, one, bytearray(512))
+
+
+names = st.binary(min_size=1, max_size=100).filter(lambda name: b"\0" not in name)
+rows = st.tuples(
+    names, st.just(b"") | names, st.sampled_from(b"0125"), st.integers(0, 0o7777), st.integers(0, (1 << 33) - 1),
+    st.integers(0, (1 << 33) - 1),
+)  # fmt: skip
+
+
+@given(st.lists(rows, max_size=5))
+def test_headers_are_the_twins_and_tarfiles(members: list[tuple[bytes, bytes, int, int, int, int]]) -> None:
+    columns = list(zip(*members, strict=True)) or [()] * 6
+    places = table(*range(0, 512 * len(members), 512))
+    written = []
+    for batch in (_batch, _batch_py):
+        out = bytearray(512 * len(members))
+        batch.tar_headers(
+            list(columns[0]), list(columns[1]), bytes(columns[2]), *(table(*column) for column in columns[3:6]), places,
+            out,
+        )  # fmt: skip
+        written.append(bytes(out))
+    assert written[0] == written[1]
+    for index, (name, target, kind, mode, size, mtime) in enumerate(members):
+        block = written[0][512 * index : 512 * index + 512]
+        info = tarfile.TarInfo(os.fsdecode(name))
+        info.type, info.mode, info.size, info.mtime = bytes([kind]), mode, size, mtime
+        info.linkname = os.fsdecode(target)
+        if not name.endswith(b"/") and kind != ord("5"):
+            assert block == info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def test_containers_headers_are_these() -> None:
+    block = bytearray(512)
+    _batch.tar_headers([b"d/"], [b""], b"5", table(0o755), table(0), table(946684800), table(0), block)
+    assert container.header(container.Header(Kind.DIRECTORY, b"d/", b"", 0o755, 0, 946684800)) == block
