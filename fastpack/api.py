@@ -105,7 +105,7 @@ def pack(
     dest_prefix : place everything for that prefix; the archive then has no ``bin/conda-unpack``.
     verbose : accepted for conda_pack's callers; a library prints nothing.
     force : replace an output that is there.
-    compress_level : zstd 1 to 22 (default 3), gzip 0 to 9 (default 4).
+    compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip 0 to 9 (default 4).
     n_threads : 0 or -1 for all cores.
     filters : ``("exclude" | "include", pattern)``, applied in order.
     ignore_editable_packages, ignore_missing_files : go on where that would be an error.

@@ -78,7 +78,9 @@ _ignore_requirements = click.option(
 @click.option(
     "--format", "format_", default="infer", metavar="FORMAT", help="tar.zst, tar.gz or tar; else by the name."
 )
-@click.option("--compress-level", type=int, metavar="N", help="zstd 1-22 (default 3), gzip 0-9 (default 4).")
+@click.option(
+    "--compress-level", type=int, metavar="N", help="zstd 1-22 (default: by the data, about 3), gzip 0-9 (default 4)."
+)
 @_threads
 @click.option("--arcroot", default="", metavar="DIR", help="A directory to put before every name in the archive.")
 @click.option("--dest-prefix", metavar="DIR", help="Place everything for this prefix; leaves out bin/conda-unpack.")
@@ -257,7 +259,8 @@ def inspect(archive: str, as_json: bool) -> None:
         needs = report.requires
         glibc = f", glibc {needs['glibc']} ({needs.get('glibc_file')})" if needs.get("glibc") else ""
         limit = "of any length" if report.longest_prefix is None else f"of up to {report.longest_prefix} bytes"
-        console.show(f"{report.archive}: {report.format}, level {report.level}, by fastpack {report.fastpack}")
+        level = "adaptive" if (report.format, report.level) == ("tar.zst", 0) else report.level
+        console.show(f"{report.archive}: {report.format}, level {level}, by fastpack {report.fastpack}")
         console.show(f"archive id: {report.archive_id}")
         console.show(
             f"{report.n_files} files, {report.n_hardlinks} hard links, {report.n_links} symbolic links,"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 import threading
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -14,8 +16,12 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 
+#: The level of an archive whose frames each have what suits them: `Zstd.compress` says how.
+ADAPTIVE = 0
+
+
 class Codec(Protocol):
-    """How frames are compressed. `default_level` and `levels` are what ``--compress-level`` knows."""
+    """How frames are compressed. `levels` are what ``--compress-level`` knows, `default_level` is without it."""
 
     name: str
     suffix: str
@@ -32,22 +38,54 @@ class Codec(Protocol):
         """The libraries the compressed bytes depend on."""
 
 
+#: A frame that a sample says shrinks to less than this gets two hash tables, any other one.
+_WORTH_MORE = 0.4
+#: The sample: so many bytes from each of so many places.
+_SAMPLE, _SAMPLES = 16 << 10, 8
+
+
 class Zstd:
     name = "tar.zst"
     suffix = ".tar.zst"
-    default_level = 3
+    default_level = ADAPTIVE
     levels = range(1, 23)
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def compress(self, data: Buffer, level: int) -> bytes:
-        key = f"compressor{level}"
-        compressor = getattr(self._local, key, None)
-        if compressor is None:
-            compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-            setattr(self._local, key, compressor)
-        return bytes(compressor.compress(memoryview(data)))
+        """A zstd frame. `ADAPTIVE`: the strategy of level 1, or of level 3 where a sample of the frame says that it
+        shrinks well, both with the whole frame as the window; a function of the frame's bytes alone.
+
+        On a GPU environment's frames that took 0.87 of level 3's time for 1.002 of its size; the window is what makes
+        level 1's strategy good enough (0.470 of the plain bytes with 8 MiB, 0.485 with 1 MiB). Frames stored raw gained
+        nothing beside it: what does not compress passes at 1.5 GB/s.
+        """
+        view = memoryview(data)
+        name = str(level)
+        if level == ADAPTIVE:
+            name = "two tables" if self._shrinks_well(view) else "one table"
+        return bytes(self._compressor(name).compress(view))
+
+    def _shrinks_well(self, view: memoryview) -> bool:
+        step = max(_SAMPLE, len(view) // _SAMPLES)
+        sample = b"".join(view[start : start + _SAMPLE] for start in range(0, len(view), step))
+        return len(self._compressor("1").compress(sample)) < _WORTH_MORE * len(sample)
+
+    def _compressor(self, name: str) -> zstandard.ZstdCompressor:
+        """This thread's compressor of a level, or of one of the two adaptive kinds."""
+        made: dict[str, zstandard.ZstdCompressor] = self._local.__dict__
+        if name not in made:
+            if name.isdecimal():
+                made[name] = zstandard.ZstdCompressor(level=int(name), write_checksum=True, write_content_size=True)
+            else:
+                strategy = zstandard.STRATEGY_DFAST if name == "two tables" else zstandard.STRATEGY_FAST
+                parameters = zstandard.ZstdCompressionParameters(
+                    window_log=23, hash_log=17, chain_log=17, search_log=1, min_match=5, target_length=0,
+                    strategy=strategy, write_checksum=1, write_content_size=1,
+                )  # fmt: skip
+                made[name] = zstandard.ZstdCompressor(compression_params=parameters)
+        return made[name]
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
         try:
@@ -77,7 +115,18 @@ class Gzip:
     levels = range(10)
 
     def compress(self, data: Buffer, level: int) -> bytes:
-        return zlib.compress(data, level, wbits=31)
+        """A gzip member: levels 1 to 4 by igzip (its 1 to 3), 5 to 9 by zlib-ng.
+
+        igzip's level 3 took a seventh of the time of zlib's level 4, for 1.02 of its size.
+        """
+        from isal import isal_zlib  # noqa: PLC0415 (packing alone: zlib reads them)
+        from zlib_ng import zlib_ng  # noqa: PLC0415
+
+        if level == 0:
+            return zlib.compress(data, 0, wbits=31)
+        if level <= _IGZIP:
+            return bytes(isal_zlib.compress(data, min(level, 3), wbits=31))
+        return bytes(zlib_ng.compress(data, level, wbits=31))
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
         decompressor = zlib.decompressobj(wbits=31)
@@ -90,7 +139,28 @@ class Gzip:
         return plain
 
     def versions(self) -> dict[str, str]:
-        return {"zlib": zlib.ZLIB_RUNTIME_VERSION}
+        try:
+            import isal  # noqa: PLC0415 (see above)
+            import zlib_ng  # noqa: PLC0415
+        except ImportError:
+            return {}
+        return {"isal": str(isal.__version__), "zlib-ng": str(zlib_ng.__version__), "vectors": _vectors()}
+
+
+#: The highest level that igzip is used for.
+_IGZIP = 4
+#: What igzip and zlib-ng choose their code by, best first: the compressed bytes depend on it.
+_VECTORS = ("avx512f", "avx2", "avx", "sse4_2")
+
+
+@functools.cache
+def _vectors() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line.split() for line in file if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        flags = []
+    return next((name for name in _VECTORS if name in flags), platform.machine())
 
 
 class Uncompressed:

@@ -61,7 +61,7 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     keep_memory()
     codec, output = _output(env, options)
     level = codec.default_level if options.compress_level is None else options.compress_level
-    if level not in codec.levels:
+    if options.compress_level is not None and level not in codec.levels:
         raise UsageError(
             f"no such compression level for {codec.name}",
             expected=f"{codec.levels.start} to {codec.levels.stop - 1}",
