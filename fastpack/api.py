@@ -156,9 +156,12 @@ def unpack(
     strict: bool = False,
     external_links: str | None = None,
     ignore_requirements: bool = False,
+    durable: bool = False,
 ) -> UnpackReport:
     """Unpack an archive into a directory, relocated to it: see `fastpack.unpacking` for the options."""
-    options = _unpacking.Options(dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements)
+    options = _unpacking.Options(
+        dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable
+    )
     return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 
 

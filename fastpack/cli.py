@@ -151,12 +151,13 @@ def pack(
 @_links
 @_strict
 @_ignore_requirements
+@click.option("--durable", is_flag=True, help="Return when all is on the disk: a power cut leaves nothing half-way.")
 @_threads
 @_quiet
 @_json
 def unpack(
     archive: str, prefix: str, dest_prefix: str | None, force: bool, pad: tuple[str, ...], external_links: str | None,
-    strict: bool, ignore_requirements: bool, n_threads: int, quiet: bool, as_json: bool,
+    strict: bool, ignore_requirements: bool, durable: bool, n_threads: int, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Unpack ARCHIVE (- for standard input) into a directory, relocated to it."""
     console = Console("unpack", quiet, as_json)
@@ -164,7 +165,9 @@ def unpack(
     def work() -> UnpackReport:
         from fastpack import unpacking  # noqa: PLC0415
 
-        options = unpacking.Options(dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements)
+        options = unpacking.Options(
+            dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable
+        )
         return unpacking.unpack(archive, prefix, options, console.progress)
 
     def describe(report: UnpackReport) -> None:

@@ -124,6 +124,7 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     warnings: tuple[Warned, ...] = ()
+    interrupted = False
     try:
         from fastpack.parallel import no_collection  # noqa: PLC0415 (what --version and --help do without)
 
@@ -149,6 +150,7 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
                  "hint": None}  # fmt: skip
         console.stop()
         _fail(console, "interrupted")
+        interrupted = True
     except BrokenPipeError:
         code = 1
         error = {"class": "BrokenPipeError", "message": "the reader of the output went away", "path": None,
@@ -173,6 +175,9 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
     except OSError as failure:
         print(f"fastpack {console.command}: the JSON cannot be written ({failure.strerror})", file=sys.stderr)
         os._exit(code or 1)  # a second try at flushing would only fail again
+    if interrupted:
+        sys.stderr.flush()
+        os._exit(code)  # without waiting for what threads have begun: see `ordered_map`
     sys.exit(code)
 
 

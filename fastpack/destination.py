@@ -152,8 +152,20 @@ class Destination:
         os.mkdir(os.path.join(root, ".fastpack"), 0o755)
         self._lock = _make_marker(root, {"made": "whole"})
 
-    def finish(self) -> None:
-        """Let the environment appear under its name. The marker goes last."""
+    def finish(self, durable: bool) -> None:
+        """Let the environment appear under its name. The marker goes last.
+
+        Parameters
+        ----------
+        durable : wait for the disk before and after.
+        """
+        if durable:
+            fs.sync(self.root)
+        self._appear()
+        if durable:
+            fs.sync(os.path.dirname(self.path))
+
+    def _appear(self) -> None:
         if self._mode is Mode.RENAME:
             # Over an empty directory a rename is as atomic as over nothing.
             os.rename(self.root, self.path)

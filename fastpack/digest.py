@@ -28,7 +28,9 @@ def blake(data: Buffer) -> bytes:
 def slice_digests(data: Buffer) -> list[bytes]:
     """BLAKE3 of each slice of a file, or of a run of slices that begins at a slice's start; one for an empty file."""
     view = memoryview(data)
-    return [blake(view[start : start + SLICE]) for start in range(0, max(1, len(view)), SLICE)]
+    if len(view) <= SLICE:
+        return [blake(view)]
+    return [blake(view[start : start + SLICE]) for start in range(0, len(view), SLICE)]
 
 
 def file_digest(slices: list[bytes]) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
+from fastpack import pagecache
 from fastpack.errors import AlreadyExists, ChangedWhileRead, FastpackError, NoSpace, PrefixTooLong, Unreadable
 from fastpack.model import DiskFile, Kind
 
@@ -184,36 +185,19 @@ def _remove_debris(path: str) -> None:
         pass
 
 
-class _Flowing(io.FileIO):
-    """A large file that is written once: what is written goes to the disk early, and then out of the page cache.
-
-    Each page of the cache is a fresh one as long as the file grows, and on virtual machines fresh pages cost more than
-    the disk: 3 GB took 9.0 s to write where the host had to give the memory, 1.0 s when pages come back (alternating,
-    twice). Nothing waits for the disk: what it has not taken yet stays in the cache.
-    """
-
-    #: Bytes between two hints, and how far behind what was written pages are given back.
-    STEP, BEHIND = 8 << 20, 64 << 20
+class _Output(io.FileIO):
+    """A new file that is written once, from its start to its end."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "xb")
-        self._hinted = 0
-        self._start = getattr(ctypes.CDLL(None), "sync_file_range", None)
+        self._writer = pagecache.Writer()
 
     def write(self, data: Buffer) -> int:
         """Write all of `data`."""
-        view = memoryview(data)
-        n_bytes = len(view)
-        while view:
-            view = view[super().write(view) :]
-        end = self.tell()
-        if end - self._hinted >= self.STEP and self._start is not None:
-            write_only = 2  # SYNC_FILE_RANGE_WRITE
-            off_t = ctypes.c_int64
-            self._start(self.fileno(), off_t(self._hinted), off_t(end - self._hinted), write_only)
-            self._hinted = end
-            if end > self.BEHIND:
-                os.posix_fadvise(self.fileno(), 0, end - self.BEHIND, os.POSIX_FADV_DONTNEED)
+        n_bytes = memoryview(data).nbytes
+        offset = self.tell()
+        self._writer.write(self.fileno(), data, offset)
+        self.seek(offset + n_bytes)
         return n_bytes
 
 
@@ -243,7 +227,7 @@ def new_file(path: str, force: bool) -> Iterator[io.FileIO]:
             if entry.startswith(stem):
                 _remove_debris(os.path.join(folder, entry))
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
-        out = _Flowing(temporary)
+        out = _Output(temporary)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     try:
@@ -304,6 +288,21 @@ def remove_tree(path: str) -> None:
 
     if os.path.lexists(path):
         shutil.rmtree(path, onerror=lambda function, name, info: unlock(function, name, info[1]))
+
+
+def sync(folder: str) -> None:
+    """Wait until all that was written to a directory's file system is on the disk (`syncfs`, else `sync`)."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), folder)
+    finally:
+        os.close(descriptor)
 
 
 def is_empty_directory(path: str) -> bool:

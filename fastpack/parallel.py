@@ -1,16 +1,17 @@
-"""A bounded, order-keeping map over threads. The only file that starts one."""
+"""A bounded, order-keeping map over threads, and runs of work side by side. The only file that starts a thread."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -111,13 +112,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threa
     """``map`` over threads: results in the items' order, at most ``threads * AHEAD`` items in flight.
 
     Items are begun in order, so one may wait for what an earlier one provides. The first exception, in the items'
-    order, is raised here; no further item is begun, and those begun have ended before it leaves.
+    order, is raised here; no further item is begun, and those begun have ended before it leaves. An interrupt waits for
+    none of them, as a frame at zstd's level 19 takes seconds: `function` may read and compute, but write nothing.
     """
     if threads <= 1:
         yield from map(function, items)
         return
     pending: deque[Future[Result]] = deque()
     executor = ThreadPoolExecutor(threads, thread_name_prefix="fastpack")
+    wait = True
     try:
         for item in items:
             pending.append(executor.submit(function, item))
@@ -125,5 +128,74 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threa
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except KeyboardInterrupt:
+        wait = False
+        raise
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=wait, cancel_futures=True)
+
+
+class _Runs(Generic[Item]):
+    """Items in runs, given out to threads: see `side_by_side`."""
+
+    def __init__(self, runs: Iterable[Iterable[Item]]) -> None:
+        self._lock = threading.Lock()
+        self._waiting = deque(sorted(map(deque, runs), key=len, reverse=True))
+        self._begun: list[deque[Item]] = []
+
+    def take(self, mine: deque[Item] | None) -> tuple[deque[Item], Item] | None:
+        """The next item for a thread whose run is `mine`, and its run from now on; None: there is nothing left."""
+        with self._lock:
+            if not mine:
+                if self._waiting:
+                    mine = self._waiting.popleft()
+                    self._begun.append(mine)
+                else:
+                    mine = max(self._begun, key=len, default=deque())
+            return (mine, mine.popleft()) if mine else None
+
+    def stop(self) -> None:
+        """Nothing is left from now on."""
+        with self._lock:
+            self._waiting.clear()
+            for run in self._begun:
+                run.clear()
+
+
+def side_by_side(function: Callable[[Item], Result], runs: Iterable[Iterable[Item]], threads: int) -> Iterator[Result]:
+    """Results as they come, for runs of items that stand in each other's way: the kernel lets one thread at a time
+    write to a file, or make files in a directory.
+
+    Each thread goes through a run of its own, the longest first; when all are begun it helps with the one that has most
+    left. After an exception no further item is begun, and those begun have ended before it leaves.
+    """
+    work = _Runs(runs)
+    results: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
+
+    def go() -> None:
+        taken = work.take(None)
+        while taken is not None:
+            mine, item = taken
+            result: Future[Result] = Future()
+            try:
+                result.set_result(function(item))
+            except BaseException as error:
+                work.stop()
+                result.set_exception(error)
+            results.put(result)
+            taken = work.take(mine)
+        results.put(None)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="fastpack") as executor:
+        try:
+            for _ in range(threads):
+                executor.submit(go)
+            left = threads
+            while left:
+                done = results.get()
+                if done is None:
+                    left -= 1
+                else:
+                    yield done.result()
+        finally:
+            work.stop()

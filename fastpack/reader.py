@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastpack import container, digest
+from fastpack import container, digest, pagecache
+from fastpack._batch_py import BLOCK, NAME
 from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive
@@ -30,6 +31,10 @@ class Segment(NamedTuple):
     start: int
     stop: int
     header_bytes: int  # of the header right before the data, 0 if it lies in an earlier frame
+
+    def of(self, plain: memoryview) -> memoryview:
+        """Its data in the frame's bytes."""
+        return plain[self.at : self.at + self.stop - self.start]
 
 
 def lay_out(manifest: Manifest) -> list[list[Segment]]:
@@ -71,6 +76,9 @@ def lay_out(manifest: Manifest) -> list[list[Segment]]:
 
 def _header_bytes(member: Member, root: str) -> int:
     """The length of a member's tar header, with the GNU long-name members before it."""
+    path, target = member.path, member.target
+    if len(root) + max(len(path), len(target)) < NAME and path.isascii() and target.isascii():
+        return BLOCK  # nearly all of them
     return container.header_bytes(*container.raw_names(member.kind, root, member.path, member.target))
 
 
@@ -87,11 +95,11 @@ class FrameReader:
             if frame.offset + frame.packed_bytes > size:
                 raise DamagedArchive(f"the archive is cut off in frame {index}", found=f"{size} bytes")
 
-    def packed(self, index: int) -> bytes:
+    def packed(self, index: int) -> memoryview:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""
         frame = self._manifest.frames[index]
         try:
-            packed = os.pread(self._descriptor, frame.packed_bytes, frame.offset)
+            packed = pagecache.read(self._descriptor, frame.packed_bytes, frame.offset)
         except OSError as error:
             raise DamagedArchive(f"the archive cannot be read ({error.strerror})") from None
         if len(packed) != frame.packed_bytes:
@@ -102,41 +110,43 @@ class FrameReader:
         """The frames that hold a member, in order."""
         return [index for index, segments in enumerate(self.layout) if any(s.member == member for s in segments)]
 
-    def read(self, index: int) -> list[tuple[Segment, memoryview, list[bytes]]]:
-        """A frame's segments with their data and slice digests.
+    def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, list[bytes]]]]:
+        """A frame's bytes, and its segments with their slice digests.
 
         Raises
         ------
         DamagedArchive : it is not what the manifest says; nothing of it was used.
         """
         frame = self._manifest.frames[index]
+        members = self._manifest.members
         plain = memoryview(self._codec.decompress(self.packed(index), frame.plain_bytes))
-        found: list[tuple[Segment, memoryview, list[bytes]]] = []
+        found: list[tuple[Segment, list[bytes]]] = []
         hashed: list[bytes] = []
         headers = self._headers(index)
         position = end = 0
         for segment in self.layout[index]:
-            member = self._manifest.members[segment.member]
-            if segment.header_bytes:
-                header = headers[position : position + segment.header_bytes]
-                position += segment.header_bytes
-                start = segment.at - segment.header_bytes
-                if any(plain[end:start]) or bytes(plain[start : segment.at]) != header:
+            n_header = segment.header_bytes
+            if n_header:
+                header = headers[position : position + n_header]
+                position += n_header
+                # With what fills up the block before it.
+                if plain[end : segment.at] != bytes(segment.at - n_header - end) + header:
                     raise DamagedArchive(
-                        "the tar stream and the manifest disagree", path=member.path, found=f"in frame {index}"
-                    )
+                        "the tar stream and the manifest disagree", path=members[segment.member].path,
+                        found=f"in frame {index}",
+                    )  # fmt: skip
                 hashed.append(header)
-            end = segment.at + segment.stop - segment.start
-            data = plain[segment.at : end]
-            slices = digest.slice_digests(data) if member.kind is Kind.FILE else []
+            data = segment.of(plain)
+            end = segment.at + len(data)
+            slices = digest.slice_digests(data) if members[segment.member].kind is Kind.FILE else []
             hashed += slices
-            found.append((segment, data, slices))
-        if any(plain[end:]) or digest.frame_digest(hashed) != frame.digest:
-            names = [self._manifest.members[s.member].path for s, _, _ in found[:1]]
+            found.append((segment, slices))
+        if plain[end:] != bytes(len(plain) - end) or digest.frame_digest(hashed) != frame.digest:
+            names = [members[segment.member].path for segment, _ in found[:1]]
             raise DamagedArchive(
                 f"frame {index} does not have the digest the manifest states", path=names[0] if names else None
             )
-        return found
+        return plain, found
 
     def _headers(self, index: int) -> bytes:
         """The headers of the members that begin in a frame, one after the other, as the manifest has them."""
@@ -168,13 +178,14 @@ class Archive:
         member = self.manifest.members[index]
         slices: list[bytes] = []
         for frame in self.reader.frames_of(index):
-            for segment, data, found in self.reader.read(frame):
+            plain, segments = self.reader.read(frame)
+            for segment, found in segments:
                 if segment.member != index:
                     continue
                 slices += found
                 if segment.stop == member.n_bytes and digest.file_digest(slices) != member.digest:
                     raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
-                yield data
+                yield segment.of(plain)
 
 
 @contextmanager
@@ -214,7 +225,10 @@ def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFil
     n_bytes = manifest.members[wanted].n_bytes
     if n_bytes > max(MODEST_LIST, MAX_RATIO * sum(manifest.frames[index].packed_bytes for index in frames)):
         raise DamagedArchive("the relocations would not fit into memory", path=RELOCATIONS, found=f"{n_bytes} bytes")
-    parts = [bytes(data) for index in frames for segment, data, _ in reader.read(index) if segment.member == wanted]
+    parts: list[memoryview] = []
+    for index in frames:
+        plain, segments = reader.read(index)
+        parts += [segment.of(plain) for segment, _ in segments if segment.member == wanted]
     return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)
 
 

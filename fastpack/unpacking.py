@@ -15,42 +15,33 @@ from typing import Any
 
 from fastpack import digest, requirements
 from fastpack._place_py import (
-    EPOCH_2000,
-    SMALL_FILE,
-    Mismatch,
     RelocatedFile,
     Stated,
     Tree,
     begin_state,
     check_pad,
-    content_mtime,
     mach_o_files,
-    mtime_key,
-    place,
-    placed_growth,
     read_state,
     relocate_file,
     relocate_tree,
-    relocated_mtime,
     sign,
     with_pad,
     write_state,
 )
 from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive, PrefixTooLong, UsageError
+from fastpack.extracting import extractor, finish_directories, make_links, write_manifest
 from fastpack.frames import open_descriptor, read_manifest
 from fastpack.fs import explain_os_error, leads_out
-from fastpack.manifest import MANIFEST, Manifest, Member
+from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
-from fastpack.parallel import default_threads, keep_memory, ordered_map
-from fastpack.reader import FrameReader, Segment, check_relocated, read_relocated
+from fastpack.parallel import default_threads, keep_memory
+from fastpack.reader import FrameReader, check_relocated, read_relocated
 from fastpack.relocation import (
     KERNELS,
     check_ascii,
     check_prefix,
     check_target,
-    sha256_of,
-    unplacing_edits,
 )
 from fastpack.stream import extract_stream
 
@@ -70,6 +61,7 @@ class Options:
     strict : refuse where a file would stay as it is because its slots are too short.
     external_links : ``warn``, ``keep`` or ``error``; None: ``warn`` for what the archive declares, else ``error``.
     ignore_requirements : only warn if platform, architecture or glibc are not what the environment needs.
+    durable : return when all is on the disk, and let nothing appear before: what a power cut leaves is whole.
     """
 
     dest_prefix: str | None = None
@@ -79,6 +71,7 @@ class Options:
     strict: bool = False
     external_links: str | None = None
     ignore_requirements: bool = False
+    durable: bool = False
 
 
 def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
@@ -178,7 +171,7 @@ def _check_links(job: _Job, links: Mapping[str, str], declared: frozenset[str] |
 
 def _check_lengths(job: _Job, members: Sequence[Member]) -> None:
     """No path that the system could not open (PATH_MAX, with the partial directory's name in it)."""
-    longest = max(members, key=lambda member: len(os.fsencode(member.path)), default=None)
+    longest = max(members, key=lambda m: len(m.path) if m.path.isascii() else len(os.fsencode(m.path)), default=None)
     room = _PATH_MAX - len(os.fsencode(job.destination)) - len(".fastpack-partial-01234567/.fastpack-new-1234567-/")
     if longest is not None and len(os.fsencode(longest.path)) > room:
         raise PrefixTooLong(
@@ -189,124 +182,6 @@ def _check_lengths(job: _Job, members: Sequence[Member]) -> None:
 
 
 # --- from a file: frames in parallel ---------------------------------------------------------------------------------
-
-
-class _Extractor:
-    """Writes frames' members into a directory, placed for a prefix."""
-
-    def __init__(self, reader: FrameReader, manifest: Manifest, root: str, prefix: bytes | None,
-                 relocated: Sequence[RelocatedFile]) -> None:  # fmt: skip
-        self._reader = reader
-        self._manifest = manifest
-        self._root = root
-        self._prefix = prefix  # None: write what the archive has
-        # What does not fit stays in its archive form; what states hashes of others is placed after them.
-        self._relocated = {
-            file.path: file for file in relocated if prefix is not None and not file.second_phase and file.fits(prefix)
-        }
-
-    def run(self, index: int) -> tuple[dict[str, Stated], dict[int, list[bytes]], int]:
-        """Extract one frame: (what records state of placed files, slices of members over several frames, bytes)."""
-        placed: dict[str, Stated] = {}
-        partial: dict[int, list[bytes]] = {}
-        n_bytes = 0
-        for segment, data, slices in self._reader.read(index):
-            member = self._manifest.members[segment.member]
-            if member.kind is not Kind.FILE:
-                continue
-            n_bytes += len(data)
-            if segment.start == 0 and segment.stop == member.n_bytes:
-                if digest.file_digest(slices) != member.digest:
-                    raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
-                self._write_whole(member, data, placed)
-            else:
-                self._write_part(member, segment, data)
-                partial[segment.member] = slices
-        return placed, partial, n_bytes
-
-    def _write_whole(self, member: Member, data: memoryview, placed: dict[str, Stated]) -> None:
-        file = self._relocated.get(member.path)
-        mtime = member.mtime
-        content: memoryview | bytearray = data
-        if file is not None:
-            if digest.sha256(data) != file.sha256:
-                raise DamagedArchive("a file does not have the sha256 its relocations state", path=member.path)
-            content = self._place(file, bytearray(data), 0, len(file.items), 0)
-            placed[member.path] = Stated(digest.sha256(content), len(content))
-            mtime = relocated_mtime(content)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(os.path.join(self._root, member.path), flags, 0o600)
-        try:
-            _write_all(descriptor, content)
-            os.fchmod(descriptor, member.mode)
-            os.utime(descriptor, (mtime, mtime))
-        finally:
-            os.close(descriptor)
-
-    def _write_part(self, member: Member, segment: Segment, data: memoryview) -> None:
-        file = self._relocated.get(member.path)
-        offset = segment.start
-        content: memoryview | bytearray = data
-        if file is not None:
-            first = next((k for k, item in enumerate(file.items) if item.offset >= segment.start), len(file.items))
-            last = next((k for k, item in enumerate(file.items) if item.offset >= segment.stop), len(file.items))
-            offset += placed_growth(file.items[:first], file.placeholder, self._prefix or b"")
-            content = self._place(file, bytearray(data), first, last, segment.start)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(os.path.join(self._root, member.path), flags, 0o600)
-        try:
-            view = memoryview(content)
-            while view:
-                n = os.pwrite(descriptor, view, offset)
-                view, offset = view[n:], offset + n
-        finally:
-            os.close(descriptor)
-
-    def _place(self, file: RelocatedFile, data: bytearray, first: int, last: int, start: int) -> bytearray:
-        assert self._prefix is not None
-        try:
-            return place(data, file.items[first:last], file.placeholder, self._prefix, start, None, KERNELS.place)
-        except (Mismatch, ValueError) as error:
-            raise DamagedArchive(f"a relocation does not fit its file ({error})", path=file.path) from None
-
-    def finish_large(self, member: Member, slices: list[bytes]) -> Stated | None:
-        """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
-        if digest.file_digest(slices) != member.digest:
-            raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
-        path = os.path.join(self._root, member.path)
-        file = self._relocated.get(member.path)
-        mtime, stated = member.mtime, None
-        if file is not None and self._prefix is not None:
-            stated, mtime = _state_of(path)
-            edits = unplacing_edits(file.items, file.placeholder, self._prefix)
-            with open(path, "rb") as placed:
-                found = sha256_of(lambda n, at: os.pread(placed.fileno(), n, at), stated.n_bytes, edits)
-            if found != file.sha256:
-                raise DamagedArchive("a file does not have the sha256 its relocations state", path=member.path)
-        os.chmod(path, member.mode)
-        os.utime(path, (mtime, mtime))
-        return stated
-
-
-def _write_all(descriptor: int, content: memoryview | bytearray) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _state_of(path: str) -> tuple[Stated, int]:
-    """What records state of a large placed file, and the mtime that follows from its bytes."""
-    import hashlib  # noqa: PLC0415 (large relocated files alone)
-
-    whole = hashlib.sha256()
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while data := file.read(digest.SLICE):
-            whole.update(data)
-        head = os.pread(file.fileno(), digest.SLICE, 0)
-        tail = os.pread(file.fileno(), digest.SLICE, max(0, size - digest.SLICE))
-    key = bytes.fromhex(digest.sha256(mtime_key(size, head, tail))) if size > SMALL_FILE else whole.digest()
-    return Stated(whole.hexdigest(), size), content_mtime(key)
 
 
 def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: str) -> UnpackReport:
@@ -326,24 +201,23 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
     with Destination(job.destination, job.options.force, names, n_blocks * 4096) as where:
         try:
             root = where.root
-            _make_directories(root, manifest.members)
             # An archive placed for one prefix is written as it is, and moved to another one afterwards.
             at_once = manifest.dest_prefix is None
             begun = begin_state(root, None, prefix, job.options.pad) if at_once else {}
             padded = [with_pad(file, job.options.pad) for file in relocated]
-            extractor = _Extractor(reader, manifest, root, os.fsencode(prefix) if at_once else None, padded)
-            placed = _extract(job, extractor, reader, manifest, total)
-            _write_manifest(root, manifest.raw, archive_id)
+            target = os.fsencode(prefix) if at_once else None
+            with extractor(reader, manifest, root, target, padded, job.threads) as files:
+                placed = files.run(job.progress)
+            write_manifest(root, manifest.raw, archive_id)
             if at_once:
                 signed, unsigned = _second_phase(root, padded, os.fsencode(prefix), placed)
-                _check_all_written(root, manifest)
                 write_state(root, archive_id, begun, signed, unsigned)
             else:
                 unsigned = _move_to(job, root, archive_id, relocated)
             warnings += unsigned_warnings(unsigned)
-            _make_links(root, manifest.members)
-            _finish_directories(root, manifest.members)
-            where.finish()
+            make_links(root, manifest.members)
+            finish_directories(root, manifest.members)
+            where.finish(job.options.durable)
         except OSError as error:
             raise explain_os_error(error, error.filename or job.destination) from None
     return UnpackReport(
@@ -358,29 +232,6 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
         elapsed_seconds=time.monotonic() - job.started,
         warnings=tuple(warnings),
     )
-
-
-def _extract(
-    job: _Job, extractor: _Extractor, reader: FrameReader, manifest: Manifest, total: int
-) -> dict[str, Stated]:
-    placed: dict[str, Stated] = {}
-    partial: dict[int, list[bytes]] = {}
-    done = 0
-    indices = range(len(manifest.frames))
-    for index, (stated, parts, n_bytes) in zip(indices, ordered_map(extractor.run, indices, job.threads), strict=True):
-        placed.update(stated)
-        for number, slices in parts.items():
-            partial.setdefault(number, []).extend(slices)
-        last = reader.layout[index][-1]
-        if last.member in partial and last.stop == manifest.members[last.member].n_bytes:
-            member = manifest.members[last.member]
-            large = extractor.finish_large(member, partial.pop(last.member))
-            if large is not None:
-                placed[member.path] = large
-        done += n_bytes
-        group = manifest.groups[manifest.members[last.member].group] if manifest.groups else ""
-        job.progress("unpack", done, total, str(group))
-    return placed
 
 
 def _second_phase(
@@ -409,13 +260,6 @@ def unsigned_warnings(paths: Sequence[str]) -> list[Warned]:
     return [Warned("not-signed", path, "codesign could not sign it: macOS may refuse to start it") for path in paths]
 
 
-def _check_all_written(root: str, manifest: Manifest) -> None:
-    """Every member is on disk: nothing can look whole that is not."""
-    for member in manifest.members:
-        if member.kind is Kind.FILE and not os.path.lexists(os.path.join(root, member.path)):
-            raise DamagedArchive("a member was not in the archive", path=member.path)
-
-
 def _move_to(job: _Job, root: str, archive_id: str, relocated: Sequence[RelocatedFile]) -> list[str]:
     """Bring files that were written as the archive has them (archive form, or placed when packing) to the prefix.
 
@@ -433,46 +277,6 @@ def _move_to(job: _Job, root: str, archive_id: str, relocated: Sequence[Relocate
         raise DamagedArchive("a relocation does not fit its file", path=result.left[0])
     write_state(root, archive_id, {**begun, "earlier": []}, result.signed, result.unsigned)
     return result.unsigned
-
-
-def _write_manifest(root: str, data: bytes, archive_id: str) -> None:
-    """The manifest is the one member that it does not list itself."""
-    path = os.path.join(root, MANIFEST)
-    with open(path, "xb") as file:
-        file.write(data)
-    os.chmod(path, 0o644)
-    mtime = content_mtime(bytes.fromhex(archive_id))
-    os.utime(path, (mtime, mtime))
-
-
-def _make_directories(root: str, members: Sequence[Member]) -> None:
-    for path in sorted((m.path for m in members if m.kind is Kind.DIRECTORY), key=lambda path: path.count("/")):
-        try:
-            os.mkdir(os.path.join(root, path), 0o700)
-        except FileExistsError:
-            if path != ".fastpack":  # the marker's
-                raise
-
-
-def _make_links(root: str, members: Sequence[Member]) -> None:
-    """Hard links, then symbolic ones, last of all: nothing is ever written through a link of the archive."""
-    for member in members:
-        if member.kind is Kind.HARDLINK:
-            os.link(os.path.join(root, member.target), os.path.join(root, member.path), follow_symlinks=False)
-    for member in members:
-        if member.kind is Kind.LINK:
-            path = os.path.join(root, member.path)
-            os.symlink(member.target, path)
-            os.utime(path, (EPOCH_2000, EPOCH_2000), follow_symlinks=False)
-
-
-def _finish_directories(root: str, members: Sequence[Member]) -> None:
-    """Times and modes of directories, the deepest first: stricter modes come when nothing is written there any more."""
-    for member in sorted((m for m in members if m.kind is Kind.DIRECTORY), key=lambda m: -m.path.count("/")):
-        path = os.path.join(root, member.path)
-        if member.path != ".fastpack":
-            os.utime(path, (member.mtime, member.mtime))
-        os.chmod(path, member.mode if member.final_mode is None else member.final_mode)
 
 
 # --- from a stream: a pipe, or an archive that fastpack did not make -------------------------------------------------
@@ -512,7 +316,7 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
                                             " bin/conda-unpack if it has one")
                 )  # fmt: skip
             done.make_links(where.root)
-            where.finish()
+            where.finish(job.options.durable)
         except OSError as error:
             raise explain_os_error(error, error.filename or job.destination) from None
     return UnpackReport(

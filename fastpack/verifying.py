@@ -146,10 +146,11 @@ def _verify_archive(archive: Archive, deep: bool, threads: int, progress: Progre
         try:
             if digest.blake(reader.packed(index)) != manifest.frames[index].packed_digest:
                 return {}, {}, f"frame {index}: its compressed bytes do not have the digest the manifest states"
-            for segment, data, found in reader.read(index):
+            plain, segments = reader.read(index)
+            for segment, found in segments:
                 slices[segment.member] = found
                 if content.wants(manifest.members[segment.member]):
-                    shown[segment.member] = bytes(data)
+                    shown[segment.member] = bytes(segment.of(plain))
         except DamagedArchive as error:
             return {}, {}, f"{'' if 'frame' in error.message else f'frame {index}: '}{error.message}"
         return slices, shown, None

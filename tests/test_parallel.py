@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from fastpack.parallel import Scratch, default_threads, ordered_map
+from fastpack.parallel import Scratch, default_threads, ordered_map, side_by_side
 from tests.test_environment import write
 
 
@@ -57,3 +59,74 @@ def test_a_scratch_buffer_is_a_threads_own() -> None:
     mine[:] = b"x" * 100
     list(ordered_map(lambda _: scratch.view(50).__setitem__(slice(None), b"y" * 50), range(4), 2))
     assert bytes(scratch.view(100)) == b"x" * 100 and len(scratch.view(10)) == 10
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_runs_side_by_side_give_every_result_once(threads: int) -> None:
+    runs = [range(3), range(3, 3), range(3, 40), range(40, 41)]
+    assert sorted(side_by_side(lambda item: item * 2, runs, threads)) == list(range(0, 82, 2))
+    assert list(side_by_side(lambda item: item, [], threads)) == []
+
+
+def test_a_thread_keeps_to_its_run_until_there_are_no_others() -> None:
+    """Two long runs and two threads: neither thread takes from the other's while it has one of its own."""
+    seen: dict[str, list[str]] = defaultdict(list)
+    both = threading.Barrier(2)
+
+    def work(item: str) -> None:
+        if not seen[threading.current_thread().name]:
+            both.wait(30)  # both threads have begun
+        seen[threading.current_thread().name].append(item)
+
+    list(side_by_side(work, [[f"a{k}" for k in range(50)], [f"b{k}" for k in range(50)], ["c0"]], 2))
+    assert sorted("".join(sorted({item[0] for item in items[:50]})) for items in seen.values()) == ["a", "b"]
+    assert sum(map(len, seen.values())) == 101
+
+
+def test_a_thread_without_a_run_helps() -> None:
+    names: set[str] = set()
+    both = threading.Barrier(2)
+
+    def work(item: int) -> None:
+        if threading.current_thread().name not in names:
+            names.add(threading.current_thread().name)
+            both.wait(30)  # nobody gets past it alone: two threads work on one run
+
+    list(side_by_side(work, [range(20)], 2))
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_ends_what_runs_side_by_side(threads: int) -> None:
+    begun: list[int] = []
+
+    def fail(item: int) -> int:
+        begun.append(item)
+        if item == 7:
+            raise ValueError(item)
+        time.sleep(0.001)
+        return item
+
+    with pytest.raises(ValueError, match="7"):
+        list(side_by_side(fail, [range(1000)], threads))
+    assert len(begun) < 1000 and threading.active_count() == 1
+
+
+def test_an_interrupt_does_not_wait_for_what_was_begun() -> None:
+    release = threading.Event()
+
+    def slow(item: int) -> int:
+        if item > 0:
+            release.wait(30)
+        return item
+
+    results = ordered_map(slow, range(10), 2)
+    assert next(results) == 0
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert threading.active_count() > 1, "it has waited"
+    release.set()
+    deadline = time.monotonic() + 30
+    while threading.active_count() > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == 1

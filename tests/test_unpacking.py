@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 import fastpack
-from fastpack import digest, errors
+from fastpack import digest, errors, fs
 from fastpack._place_py import Relocation, read_relocations, write_relocations
 from fastpack.destination import _make_marker
 from fastpack.manifest import Frame
@@ -121,6 +121,32 @@ def test_force_adds_to_another_directory_and_replaces_nothing(archive: str, tmp_
     assert snapshot(other) == before
     assert unpack_piped(archive, other, "--force").code == 22
     assert snapshot(other) == before
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_durable_waits_for_the_disk_before_and_after_it_appears(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    target = tmp_path / "target"
+    synced: list[tuple[str, bool]] = []
+    sync = fs.sync
+
+    def watch(folder: str) -> None:
+        sync(folder)
+        whole = os.path.exists(os.path.join(folder, ".fastpack/state.json"))
+        synced.append(("target" if target.exists() else "whole" if whole else "half", whole))
+
+    monkeypatch.setattr(fs, "sync", watch)
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    for durable in (False, True):
+        feeder = subprocess.Popen(["sh", "-c", 'cat "$0" > "$1"', archive, fifo]) if piped else None
+        fastpack.unpack(fifo if piped else archive, str(target), durable=durable)
+        assert feeder is None or feeder.wait(60) == 0
+        if not durable:
+            assert synced == []
+            shutil.rmtree(target)
+    assert [when for when, _ in synced] == ["whole", "target"]
 
 
 @need("mount", "umount")
