@@ -16,6 +16,7 @@ from fastpack.console import Console, interrupt, run, size
 
 if TYPE_CHECKING:
     from fastpack.model import (
+        BenchReport,
         CatReport,
         InspectReport,
         ListReport,
@@ -383,6 +384,39 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
 
     started = time.monotonic()
     run(console, do, lambda report: console.say(f"all of it in {time.monotonic() - started:.1f} s"))
+
+
+@cli.command()
+@click.argument("prefix")
+@click.option("--rounds", type=int, default=3, show_default=True, metavar="N", help="How often each tool is run.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run this tool only (repeatable; default: all there are).")
+@click.option("--check", metavar="COMMAND", help="What shows that the environment at $TARGET works.")
+@click.option("--work", metavar="DIR", help="Where to do it (default: a temporary directory, removed at the end).")
+@_threads
+@_quiet
+@_json
+def bench(
+    prefix: str, rounds: int, only: tuple[str, ...], check: str | None, work: str | None, n_threads: int, quiet: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Pack and unpack the environment at PREFIX with fastpack and the other packers that are installed."""
+    console = Console("bench", quiet, as_json)
+
+    def do() -> BenchReport:
+        from fastpack import benching  # noqa: PLC0415
+
+        options = benching.Options(rounds, n_threads, only, check or benching.CHECK, work)
+        return benching.bench(prefix, options, progress=console.progress)
+
+    def describe(report: BenchReport) -> None:
+        from fastpack import benching  # noqa: PLC0415
+
+        console.say(f"{report.prefix}: {report.n_files} files, {size(report.n_bytes)}; {report.n_threads} threads,")
+        console.say(f"{report.machine['cpu']}; medians of {report.rounds} rounds")
+        for line in benching.table(report.tools):
+            console.show(line)
+
+    run(console, do, describe)
 
 
 def main() -> None:

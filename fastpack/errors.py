@@ -20,7 +20,8 @@
     ├── NewerFormat              31   written by a later fastpack
     ├── HostileArchive           32   members that would leave the destination
     ├── WrongBase                33   a base or delta that belongs elsewhere
-    └── VerifyFailed             34   verify found differences
+    ├── VerifyFailed             34   verify found differences
+    └── BenchFailed              35   a packer that was measured failed, or lost something
 
 Exit code 130 stands for an interruption (Ctrl-C); it has no class of its own.
 """
@@ -159,3 +160,7 @@ class WrongBase(FastpackError):
 
 class VerifyFailed(FastpackError):
     exit_code = 34
+
+
+class BenchFailed(FastpackError):
+    exit_code = 35

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastpack.errors import FastpackError, VerifyFailed
 
@@ -303,4 +303,23 @@ class StatusReport(Report):
     n_relocated_files: int
     pad: tuple[str, ...]
     advice: str | None
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport(Report):
+    """What `bench` measured. `tools` have name, version, commands, `archive_bytes`, samples and what was checked.
+
+    A sample is wall, user and system seconds, and the bytes of memory of the command's largest process.
+    """
+
+    prefix: str
+    fastpack: str
+    n_files: int
+    n_bytes: int
+    n_threads: int
+    rounds: int
+    machine: dict[str, object]
+    check: str
+    tools: tuple[dict[str, Any], ...]
     warnings: tuple[Warned, ...] = field(default=())
