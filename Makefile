@@ -20,10 +20,11 @@ check: .venv/dev
 	$(BIN)/python -m mypy.stubtest fastpack._relocate fastpack._batch
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastpack/*.pyx
 
-# PREFIX=DIR measures that environment instead of the demo's.
-bench: .venv/dev
+# What to measure: small, gpu (needs the network and 30 GB), gpu-conda (and CHANNEL=DIR), many. BENCH: options of run.py.
+ENVIRONMENTS ?= small
+bench: .venv/bench
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=min,median,ops --benchmark-sort=name
-	$(BIN)/python benchmarks/run.py $(PREFIX)
+	$(BIN)/python benchmarks/run.py $(ENVIRONMENTS) $(if $(CHANNEL),--channel $(CHANNEL)) $(BENCH)
 
 build: .venv/built
 
@@ -47,6 +48,10 @@ sanitize: .venv/dev
 
 .venv/dev: .venv/built
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
 clean:

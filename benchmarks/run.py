@@ -1,105 +1,185 @@
-"""Pack and unpack an environment with fastpack and with ordinary tools, alternating: wall time, CPU, memory, size.
+"""Measure fastpack and its rivals, and write down what came of it.
 
-    python benchmarks/run.py [PREFIX] [--runs N] [--threads N]
+    python benchmarks/run.py [small] [gpu] [gpu-conda] [many] [--channel DIR] [--rounds N] [--keep DIR] [--prefix DIR]
 
-The tools (GNU tar with zstd, conda-pack) are run where they are installed. Prints a table; times are medians. What
-fastpack unpacked is held against the source before a time is printed: same paths, same sizes but for relocated files.
+Makes the environments it is told to measure (`environments.py` says how), runs every tool that is installed in
+alternating rounds (`fastpack.benching`, which `fastpack bench` uses too), and writes runs/<date>-<machine>/ with the
+commands, versions, raw samples, a summary and plots.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import datetime
+import json
 import os
-import shlex
-import shutil
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from environments import CHECKS, MAKERS  # noqa: E402
+
+from fastpack import benching  # noqa: E402
+from fastpack.benching import TOOLS, Options, Tool, fastpack_tool, median, zstd_tool  # noqa: E402
+
+#: Other levels, for size against time: one round each.
+LEVELS = (
+    fastpack_tool("fastpack -1", ".tar.zst", " --compress-level 1"),
+    fastpack_tool("fastpack -9", ".tar.zst", " --compress-level 9"),
+    zstd_tool(1),
+    zstd_tool(9),
+)
+#: What `--slow-rounds` is for: a round of these takes as long as all the others together.
+SLOW = re.compile(r"conda-pack|pigz|squashfs|-9")
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """(wall seconds, CPU seconds, peak MB of the largest process) of one run; it must succeed."""
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{shlex.join(command)} failed: {said.decode(errors='replace')[-500:]}")
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+def make(name: str, folder: str, channel: str | None) -> str:
+    """An environment, unless an earlier run made it whole."""
+    prefix, made = os.path.join(folder, name), os.path.join(folder, f"{name}.made")
+    if not os.path.exists(made):
+        print(f"making {name}", file=sys.stderr)
+        for left in Path(folder).glob(f"{name}*"):
+            subprocess.run(["rm", "-rf", left], check=True)
+        # In a process of its own: what this one uses would count as the least that any child used.
+        code = f"import environments; environments.MAKERS[{name!r}]({prefix!r}, {channel!r})"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+        Path(made).touch()
+    return prefix
 
 
-def shell(text: str) -> list[str]:
-    return ["sh", "-c", text]
+def measure(prefix: str, name: str, tools: Sequence[Tool], options: Options) -> dict[str, Any]:
+    """What `fastpack.benching` gives, as plain data without this machine's paths."""
+    print(f"measuring {name}, {options.n_threads} threads", file=sys.stderr)
+
+    def progress(stage: str, done: int, total: int, tool: str) -> None:
+        print(f"  {done / total:4.0%} {datetime.datetime.now():%H:%M:%S} {tool}", file=sys.stderr)
+
+    report = json.loads(json.dumps(benching.bench(prefix, options, tools, progress).as_dict()))
+    return {**report, "prefix": name}
 
 
-def packers(prefix: str, work: str, threads: int) -> dict[str, tuple[list[str], str]]:
-    """name -> (command, the archive it writes)."""
-    quoted, place = shlex.quote(prefix), shlex.quote(work)
-    fastpack = [sys.executable, "-m", "fastpack.cli", "pack", "-p", prefix, "-j", str(threads), "--force", "-q", "-o"]
-    found = {
-        "fastpack": ([*fastpack, f"{work}/fastpack.tar.zst"], f"{work}/fastpack.tar.zst"),
-        "fastpack tar.gz": ([*fastpack, f"{work}/fastpack.tar.gz"], f"{work}/fastpack.tar.gz"),
-    }
-    if shutil.which("zstd") and shutil.which("tar"):
-        text = f"tar cf - -C {quoted} . | zstd -q -f -T{threads} -3 -o {place}/tar.tar.zst"
-        found["tar | zstd -3"] = (shell(text), f"{work}/tar.tar.zst")
-    beside = os.path.join(os.path.dirname(sys.executable), "conda-pack")
-    conda_pack = beside if os.path.exists(beside) else shutil.which("conda-pack")
-    if conda_pack:
-        output = f"{work}/conda-pack.tar.gz"
-        found["conda-pack"] = ([conda_pack, "-p", prefix, "-f", "-q", "-o", output], output)
-    return found
+def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """README.md of a run."""
+    first = next(iter(results.values()))
+    machine = first["machine"]
+    lines = [
+        f"# fastpack {first['fastpack']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']} {machine['kernel']}",
+        "",
+        f"Made by `python benchmarks/run.py {' '.join(results)}`. Medians; raw samples are in the JSON files. CPU is "
+        "user and system time; MB is the memory of a command's largest process. Rounds alternate; before each "
+        "command its input was read once and the disk was left with nothing to write.",
+        "",
+    ]
+    for name, report in results.items():
+        lines += [
+            f"## {name}", "",
+            f"{report['n_files']:,} files, {report['n_bytes'] / 1e9:.2f} GB; {report['n_threads']} threads.", "",
+            *benching.table(report["tools"]), "",
+            *(f"![{what}]({name}-{what}.png)" for what in ("wall", "size", "memory")), "",
+            "Ratios of medians, below 1 is faster than:", "", "| | pack | archive | unpack |", "|---|---|---|---|",
+            *_ratios(report), "",
+        ]  # fmt: skip
+        lines += [f"Does not work where it was unpacked: {tool['name']} ({tool['checked']['error']})"
+                  for tool in report["tools"] if tool["checked"]["works"] is False]  # fmt: skip
+    for name, reports in scaling.items():
+        lines += [f"## Threads, {name}", "", f"![scaling]({name}-scaling.png)", "", "| | threads | pack s | unpack s |",
+                  "|---|---|---|---|"]  # fmt: skip
+        for threads, report in sorted(reports.items()):
+            for tool in report["tools"]:
+                walls = [median(tool[what], 0) for what in ("pack", "unpack")]
+                cells = ["" if wall is None else f"{wall:.2f}" for wall in walls]
+                lines.append(
+                    f"| {tool['name']} | {threads} | {cells[0]} | {cells[1]} |".replace("tar | zstd", "tar \\| zstd")
+                )
+        lines.append("")
+    lines += ["## Commands", "", "| | version | pack | unpack |", "|---|---|---|---|"]
+    for tool in first["tools"]:
+        cells = [tool["name"], tool["version"], f"`{tool['pack_command']}`", f"`{tool['unpack_command']}`"]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
 
 
-def sizes(root: str) -> dict[str, int]:
-    return {
-        os.path.relpath(os.path.join(folder, name), root): os.lstat(os.path.join(folder, name)).st_size
-        for folder, _, names in os.walk(root)
-        for name in names
-        if not name.endswith(".pyc")
-    }
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _ratios(report: dict[str, Any]) -> list[str]:
+    """fastpack's medians over everybody else's; its tar.gz for those whose archive is one."""
+    ours = {tool["name"]: tool for tool in report["tools"] if tool["name"].startswith("fastpack")}
+    rows = []
+    for tool in report["tools"]:
+        if tool["name"].startswith("fastpack"):
+            continue
+        for name, mine in ours.items():
+            cells = []
+            for one, other in (
+                (median(mine["pack"], 0), median(tool["pack"], 0)),
+                (mine["archive_bytes"], tool["archive_bytes"]),
+                (median(mine["unpack"], 0), median(tool["unpack"], 0)),
+            ):
+                cells.append(f"{one / other:.3f}" if one and other else "")
+            rows.append("| " + " | ".join([_cell(f"{name} / {tool['name']}"), *cells]) + " |")
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("prefix", nargs="?", help="an environment (default: the demo's)")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="what to measure (default: small)")
+    parser.add_argument("--channel", help="a conda channel with python 3.11, numpy, pip (default: the demo's Python)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slow-rounds", type=int, default=None, help="of what takes minutes (default: as many)")
+    parser.add_argument("--threads", type=int, default=benching.default_threads())
+    parser.add_argument("--keep", metavar="DIR", help="where environments are kept for the next run")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="default: benchmarks/runs/<date>-<machine>")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fastpack-bench-") as work:
-        prefix = arguments.prefix
-        if prefix is None:
-            prefix = f"{work}/environment"
-            # In a process of its own: what this one uses would count as the least that any child used.
-            code = f"from fastpack.demo import make_environment; make_environment({prefix!r})"
-            subprocess.run([sys.executable, "-c", code], check=True)
-        prefix = os.path.abspath(prefix)
-        tools = packers(prefix, work, arguments.threads)
-        samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in [*tools, "unpack", "cp -r"]}
-        for _ in range(arguments.runs):
-            for name, (command, _) in tools.items():
-                samples[name].append(measure(command))
-            for name, target in (("unpack", f"{work}/unpacked"), ("cp -r", f"{work}/copied")):
-                shutil.rmtree(target, ignore_errors=True)
-                unpack = [sys.executable, "-m", "fastpack.cli", "unpack", tools["fastpack"][1], "-p", target, "-q"]
-                command = ["cp", "-r", prefix, target] if name == "cp -r" else [*unpack, "-j", str(arguments.threads)]
-                samples[name].append(measure(command))
-        was, now = sizes(prefix), sizes(f"{work}/unpacked")
-        missing = sorted(set(was) - set(now) - {"bin/activate", "bin/deactivate"})
-        if missing:
-            sys.exit(f"unpacked, {len(missing)} files are missing: {missing[:5]}")
-        print(f"{prefix}: {len(was)} files, {sum(was.values()) / 1e6:.0f} MB; {arguments.threads} threads")
-        print(f"median of {arguments.runs} runs\n\n| | wall s | CPU s | peak MB | archive MB |\n|---|---|---|---|---|")
-        for name, rows in samples.items():
-            wall, cpu, peak = (statistics.median(row[k] for row in rows) for k in range(3))
-            archive = Path(tools[name][1]).stat().st_size / 1e6 if name in tools else None
-            print(f"| {name} | {wall:.2f} | {cpu:.2f} | {peak:.0f} | {'' if archive is None else f'{archive:.1f}'} |")
+    if unknown := [name for name in arguments.names if name not in MAKERS]:
+        parser.error(f"no environment {unknown[0]!r}: choose from {', '.join(MAKERS)}")
+    cpu = re.sub(r"\(.*?\)|@.*|\b(CPU|Processor)\b", " ", str(benching.machine()["cpu"]))
+    machine = "-".join(re.findall(r"[a-z0-9.]+", f"{benching.default_threads()}-cores {cpu}".lower()))
+    out = arguments.out or HERE / "runs" / f"{datetime.date.today()}-{machine}"
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[int, dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory(prefix="fastpack-bench-") as temporary:
+        folder = os.path.abspath(arguments.keep or temporary)
+        for name in arguments.names or ["small"]:
+            prefix = make(name, folder, arguments.channel)
+            options = Options(arguments.rounds, arguments.threads, check=CHECKS[name], work=folder)
+            tools = [*TOOLS, *(dataclasses.replace(tool, rounds=1) for tool in LEVELS if name == "gpu")]
+            few = arguments.slow_rounds
+            tools = [dataclasses.replace(t, rounds=min(few, t.rounds or few)) if few and SLOW.search(t.name) else t
+                     for t in tools]  # fmt: skip
+            results[name] = measure(prefix, name, tools, options)
+            (out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
+            if name == "gpu":
+                some = [tool for tool in TOOLS if tool.name in ("fastpack", "fastpack tar.gz", "tar | zstd -3")]
+                counts = [n for n in (1, 2, 4, 8, 16) if n <= arguments.threads]
+                curves[name] = {
+                    n: measure(prefix, name, some, dataclasses.replace(options, n_threads=n, rounds=1)) for n in counts
+                }
+                (out / f"{name}-scaling.json").write_text(json.dumps(curves[name], indent=1) + "\n")
+    _draw(results, curves, out)
+    (out / "README.md").write_text(summary(results, curves))
+    print(out / "README.md")
+
+
+def _draw(results: dict[str, dict[str, Any]], curves: dict[str, dict[int, dict[str, Any]]], out: Path) -> None:
+    import plots  # noqa: PLC0415 (after the measuring: matplotlib takes memory, which children inherit)
+
+    for name, report in results.items():
+        plots.wall_and_memory(report, out, name)
+        plots.size_against_time(report, out, name)
+    for name, reports in curves.items():
+        plots.scaling(reports, out, name)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Tool:
     ----------
     needs : the programs it is made of.
     version : sh text that prints its version.
+    rounds : it runs in at most so many.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Tool:
     unpack: str
     needs: tuple[str, ...]
     version: str
+    rounds: int | None = None
 
 
 def fastpack_tool(name: str, suffix: str, options: str = "") -> Tool:
@@ -103,7 +105,6 @@ class Options:
     only : names of the tools to run; empty: all that are there.
     check : sh text that shows that what was unpacked to ``$TARGET`` works.
     work : a directory for archives and trees; None: one for temporary files.
-    once : names of tools that run in the first round alone.
     """
 
     rounds: int = 3
@@ -111,7 +112,6 @@ class Options:
     only: tuple[str, ...] = ()
     check: str = CHECK
     work: str | None = None
-    once: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -155,9 +155,7 @@ def bench(prefix: str, options: Options, tools: Sequence[Tool] = TOOLS, progress
         place = {"PREFIX": prefix, "TARGET": os.path.join(work, "unpacked"), "JOBS": str(threads)}
         places = {tool.name: {**place, "ARCHIVE": os.path.join(work, f"archive{tool.suffix}")} for tool in chosen}
         results = [_Measured(tool, _version(tool)) for tool in chosen]
-        runs = [
-            (k, row) for k in range(options.rounds) for row in results if not k or row.tool.name not in options.once
-        ]
+        runs = [(k, row) for k in range(options.rounds) for row in results if k < (row.tool.rounds or options.rounds)]
         for done, (k, row) in enumerate(runs):
             progress("bench", done * n_bytes, len(runs) * n_bytes, row.tool.name)
             _run_once(row, places[row.tool.name], source, options.check if k == 0 else None)
@@ -326,7 +324,9 @@ def _check(tool: Tool, place: dict[str, str], source: dict[str, tuple[Kind, int]
         ["sh", "-c", check], env={**os.environ, **place}, capture_output=True, text=True, errors="replace", check=False
     )
     said = done.stderr.strip().splitlines()
-    error = (said[-1] if said else f"exit code {done.returncode}") if done.returncode else None
+    error = (
+        (said[-1] if said else f"exit code {done.returncode}").replace(target, "$TARGET") if done.returncode else None
+    )
     if tool.needs == ("fastpack",):
         with open_archive(place["ARCHIVE"]) as archive:
             lost = sorted(set(missing) - {path for path, _ in archive.manifest.left_out})

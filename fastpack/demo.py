@@ -77,7 +77,7 @@ def _run(channel: str | None, specs: Sequence[str], work: str, say: Callable[[st
         make_environment(source)
     else:
         say(f"making a conda environment from {channel}")
-        make_channel_environment(channel, list(specs) or ["python", "pip"], source)
+        make_channel_environment([channel], list(specs) or ["python", "pip"], source)
     say(f"  {source}  ({time.monotonic() - started:.1f} s)")
     packed = pack(prefix=source, output=archive, force=True)
     say(f"packed {packed.n_files} files of {packed.n_packages} packages: {packed.source_bytes / 1e6:.1f} MB to "
@@ -214,8 +214,14 @@ def hello_package() -> MadePackage:
     })  # fmt: skip
 
 
-def make_channel_environment(channel: str, specs: Sequence[str], prefix: str) -> None:
-    """An environment from a conda channel (a directory or a URL), made by py-rattler.
+def make_channel_environment(
+    channels: Sequence[str], specs: Sequence[str], prefix: str, cache: str | None = None
+) -> None:
+    """An environment from conda channels (directories or URLs), made by py-rattler.
+
+    Parameters
+    ----------
+    cache : where packages are kept; None: nowhere.
 
     Raises
     ------
@@ -227,25 +233,25 @@ def make_channel_environment(channel: str, specs: Sequence[str], prefix: str) ->
         import rattler  # noqa: PLC0415
     except ImportError:
         raise UsageError("--channel needs py-rattler", hint="pip install 'fastpack[channel]'") from None
-    if os.path.isdir(channel):
-        channel = "file://" + os.path.abspath(channel)
+    urls = ["file://" + os.path.abspath(channel) if os.path.isdir(channel) else channel for channel in channels]
 
     # Its name since py-rattler 0.27.
     subdir: Any = getattr(rattler, "Subdir", None) or rattler.Platform
 
     async def make() -> None:
         wanted = [rattler.MatchSpec(spec) for spec in specs]
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as temporary:
             records = await rattler.solve(
-                sources=[rattler.Channel(channel)],
+                sources=[rattler.Channel(url) for url in urls],
                 specs=wanted,
-                gateway=rattler.Gateway(cache_dir=Path(cache)),
+                gateway=rattler.Gateway(cache_dir=Path(temporary)),
                 platforms=[subdir.current(), subdir("noarch")],
                 virtual_packages=rattler.VirtualPackage.detect(),
             )
-            await rattler.install(records, target_prefix=prefix, cache_dir=Path(cache, "pkgs"), show_progress=False)
+            packages = Path(cache or temporary, "pkgs")
+            await rattler.install(records, target_prefix=prefix, cache_dir=packages, show_progress=False)
 
     try:
         asyncio.run(make())
     except Exception as error:
-        raise UsageError(f"no environment can be made from that channel: {error}", path=channel) from None
+        raise UsageError(f"no environment can be made from that channel: {error}", path=urls[0]) from None

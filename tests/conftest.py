@@ -146,7 +146,7 @@ def make_from_channel() -> Callable[[str], None]:
     pytest.importorskip("rattler", reason="py-rattler is not installed")
 
     def make(prefix: str) -> None:
-        make_channel_environment(str(channel()), CHANNEL_SPECS, prefix)
+        make_channel_environment([str(channel())], CHANNEL_SPECS, prefix)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -19,10 +20,10 @@ COPIES = Tool(COPY, "", "", 'cp -r "$PREFIX" "$TARGET"', ("cp",), "cp --version"
 
 
 def test_tools_are_measured_and_what_they_unpack_is_checked(made: str, tmp_path: Path) -> None:
-    tools = (fastpack_tool("fastpack", ".tar.zst"), zstd_tool(3), COPIES)
+    tools = (fastpack_tool("fastpack", ".tar.zst"), dataclasses.replace(zstd_tool(3), rounds=1), COPIES)
     work = tmp_path / "work"
     work.mkdir()
-    report = benching.bench(made, Options(2, 1, check=WORKS, work=str(work), once=("tar | zstd -3",)), tools)
+    report = benching.bench(made, Options(2, 1, check=WORKS, work=str(work)), tools)
     fastpack, tar, copy = report.tools
     assert [len(tool["pack"]) for tool in report.tools] == [2, 1, 0]
     assert [len(tool["unpack"]) for tool in report.tools] == [2, 1, 2]
