@@ -37,8 +37,10 @@ LEVELS = (
     zstd_tool(1),
     zstd_tool(9),
 )
-#: What `--slow-rounds` is for: a round of these takes as long as all the others together.
-SLOW = re.compile(r"conda-pack|pigz|squashfs|-9")
+#: What `--slow-rounds` is for: a round of these takes longer than one of all the others.
+SLOW = ("conda-pack", "conda-pack -j")
+#: What one round has to do for where `--slow-rounds` is given.
+ONCE = ("tar | pigz", "mksquashfs zstd", "conda-pack tar.zst", "conda-pack squashfs -j")
 
 
 def make(name: str, folder: str, channel: str | None) -> str:
@@ -154,10 +156,9 @@ def main() -> None:
         for name in arguments.names or ["small"]:
             prefix = make(name, folder, arguments.channel)
             options = Options(arguments.rounds, arguments.threads, check=CHECKS[name], work=folder)
-            tools = [*TOOLS, *(dataclasses.replace(tool, rounds=1) for tool in LEVELS if name == "gpu")]
-            few = arguments.slow_rounds
-            tools = [dataclasses.replace(t, rounds=min(few, t.rounds or few)) if few and SLOW.search(t.name) else t
-                     for t in tools]  # fmt: skip
+            tools = [_limited(tool, arguments.slow_rounds) for tool in TOOLS]
+            if name == "gpu":
+                tools += [dataclasses.replace(tool, rounds=1) for tool in LEVELS]
             results[name] = measure(prefix, name, tools, options)
             (out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
             if name == "gpu":
@@ -170,6 +171,12 @@ def main() -> None:
     _draw(results, curves, out)
     (out / "README.md").write_text(summary(results, curves))
     print(out / "README.md")
+
+
+def _limited(tool: Tool, slow_rounds: int | None) -> Tool:
+    if slow_rounds is None or tool.name not in SLOW + ONCE:
+        return tool
+    return dataclasses.replace(tool, rounds=slow_rounds if tool.name in SLOW else 1)
 
 
 def _draw(results: dict[str, dict[str, Any]], curves: dict[str, dict[int, dict[str, Any]]], out: Path) -> None:

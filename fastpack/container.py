@@ -64,33 +64,44 @@ def write_headers(headers: Sequence[Header], places: Sequence[int], out: bytearr
 
     No PAX keywords (GNU tar warns of unknown ones for every entry), owner 0 without names, names as raw bytes.
     """
-    plain = [_is_plain(header) for header in headers]
-    many = [header for header, is_plain in zip(headers, plain, strict=True) if is_plain]
-    batch.tar_headers(
-        [header.name for header in many],
-        [header.target for header in many],
-        b"".join([TYPES[header.kind] for header in many]),
-        array("q", [header.mode for header in many]),
-        array("q", [header.n_bytes if header.kind is Kind.FILE else 0 for header in many]),
-        array("q", [header.mtime for header in many]),
-        array("q", [place for place, is_plain in zip(places, plain, strict=True) if is_plain]),
-        out,
-    )
-    if len(many) < len(headers):
-        view = memoryview(out)
-        for header, place, is_plain in zip(headers, places, plain, strict=True):
-            if not is_plain:
-                text = _long_header(header)
-                view[place : place + len(text)] = text
+    view = memoryview(out)
+    names: list[bytes] = []
+    targets: list[bytes] = []
+    types: list[bytes] = []
+    tables = modes, sizes, mtimes, at = array("q"), array("q"), array("q"), array("q")
+
+    def add(name: bytes, target: bytes, kind: bytes, mode: int, size: int, mtime: int, place: int) -> None:
+        names.append(name)
+        targets.append(target)
+        types.append(kind)
+        modes.append(mode)
+        sizes.append(size)
+        mtimes.append(mtime)
+        at.append(place)
+
+    for (kind, name, target, mode, n_bytes, mtime), start in zip(headers, places, strict=True):
+        place = start
+        if n_bytes >= OCTAL or not 0 <= mtime < OCTAL:
+            text = _odd_header(Header(kind, name, target, mode, n_bytes, mtime))
+            view[place : place + len(text)] = text
+            continue
+        # A name that is too long stands, with a NUL, as the data of a member of its own before the member.
+        for tar_type, long in ((tarfile.GNUTYPE_LONGLINK, target), (tarfile.GNUTYPE_LONGNAME, name)):
+            if len(long) > NAME:
+                add(_LONG_LINK, b"", tar_type, 0, len(long) + 1, 0, place)
+                text = long + bytes(1 + padding(len(long) + 1))
+                view[place + BLOCK : place + BLOCK + len(text)] = text
+                place += BLOCK + len(text)
+        add(name[:NAME], target[:NAME], TYPES[kind], mode, n_bytes if kind is Kind.FILE else 0, mtime, place)
+    batch.tar_headers(names, targets, b"".join(types), *tables, out)
 
 
-def _is_plain(header: Header) -> bool:
-    return (
-        len(header.name) <= NAME and len(header.target) <= NAME and header.n_bytes < OCTAL and 0 <= header.mtime < OCTAL
-    )
+#: What GNU tar calls the members that hold a long name.
+_LONG_LINK = b"././@LongLink"
 
 
-def _long_header(header: Header) -> bytes:
+def _odd_header(header: Header) -> bytes:
+    """A header with numbers that the octal fields do not hold."""
     name = header.name.removesuffix(b"/") if header.kind is Kind.DIRECTORY else header.name
     info = tarfile.TarInfo(os.fsdecode(name))
     info.type = TYPES[header.kind]
