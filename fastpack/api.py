@@ -47,6 +47,7 @@ def _options(
     strict: bool = False,
     pad: Sequence[str] = (),
     external_links: str = "warn",
+    base: str | None = None,
 ) -> _packing.Options:
     return _packing.Options(
         output=None if output is None else os.fspath(output),
@@ -63,6 +64,7 @@ def _options(
         strict=strict,
         pad=tuple(pad),
         external_links=external_links,
+        base=None if base is None else os.fspath(base),
     )
 
 
@@ -93,6 +95,7 @@ def pack(
     strict: bool = False,
     pad: Sequence[str] = (),
     external_links: str = "warn",
+    base: str | None = None,
 ) -> PackReport:
     """Pack a conda environment into one archive. The keywords are those of ``conda_pack.pack``, and ours.
 
@@ -104,7 +107,8 @@ def pack(
     arcroot : a directory to put before every member's name; ``unpack`` takes it off.
     dest_prefix : place everything for that prefix; the archive then has no ``bin/conda-unpack``.
     verbose : accepted for conda_pack's callers; a library prints nothing.
-    force : replace an output that is there.
+    force : replace an output that is there; it is the base, unless one is given.
+    base : an earlier archive: frames whose bytes did not change are copied from it.
     compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip 0 to 9 (default 4).
     n_threads : 0 or -1 for all cores.
     filters : ``("exclude" | "include", pattern)``, applied in order.
@@ -139,7 +143,7 @@ def pack(
         env,
         _options(
             output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
-            ignore_editable_packages, verify_source, prefix_is_unique, strict, pad, external_links,
+            ignore_editable_packages, verify_source, prefix_is_unique, strict, pad, external_links, base,
         ),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fastpack import container, digest
 from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
+from fastpack.base import Base
 from fastpack.codec import Codec
 from fastpack.model import DiskFile, Kind
 from fastpack.native import kernel
@@ -24,7 +25,8 @@ from fastpack.reading import changed, open_folder, open_source, read_many
 class Built:
     """A frame ready to be written, and what was learnt of the members in it, piece by piece."""
 
-    packed: bytes
+    packed: bytes | memoryview
+    reused: bool  # whether the base had it
     plain_bytes: int
     digest: bytes
     packed_digest: bytes
@@ -48,10 +50,10 @@ class _Place(NamedTuple):
 
 
 @contextmanager
-def builder(plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...]) -> Iterator[Builder]:
-    """What builds a plan's frames; `prefixes` are those that a ``.pyc`` may name."""
+def builder(plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base) -> Iterator[Builder]:
+    """What builds a plan's frames; `prefixes` are those that a ``.pyc`` may name, `base` has frames to use again."""
     with open_folder(plan.environment.prefix) as folder:
-        yield Builder(plan, codec, level, prefixes, folder)
+        yield Builder(plan, codec, level, prefixes, base, folder)
 
 
 class Builder:
@@ -61,11 +63,14 @@ class Builder:
     earlier in the archive, as a rule, so its time is mostly known; where it is not yet, the source is read for it.
     """
 
-    def __init__(self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], folder: int) -> None:
+    def __init__(
+        self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, folder: int
+    ) -> None:
         self._plan = plan
         self._codec = codec
         self._level = level
         self._prefixes = prefixes
+        self._base = base
         self._folder = folder
         self._root = plan.arcroot + "/" if plan.arcroot else ""
         self._mtimes: dict[str, int] = {}
@@ -92,9 +97,11 @@ class Builder:
         for place, found in zip(places, slices, strict=True):
             hashed.append(plain[place.header : place.start])
             hashed += found
-        packed = self._codec.compress(plain, self._level)
+        name = digest.frame_digest(hashed)
+        known = self._base.packed(name, len(plain))
+        packed = self._codec.compress(plain, self._level) if known is None else known
         return Built(
-            packed, len(plain), digest.frame_digest(hashed), digest.blake(packed), slices, mtimes,
+            packed, known is not None, len(plain), name, digest.blake(packed), slices, mtimes,
             sum(place.stop - place.start for place in places), self._count_naming(places, plain),
         )  # fmt: skip
 

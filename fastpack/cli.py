@@ -87,7 +87,8 @@ _ignore_requirements = click.option(
 @click.option("--dest-prefix", metavar="DIR", help="Place everything for this prefix; leaves out bin/conda-unpack.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files that match; * matches / too.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Take back excluded files; in the order given.")
-@click.option("--force", "-f", is_flag=True, help="Replace an output that is there.")
+@click.option("--force", "-f", is_flag=True, help="Replace an output that is there; it is the base if none is named.")
+@click.option("--base", metavar="ARCHIVE", help="Copy what did not change from an earlier archive.")
 @click.option("--ignore-missing-files", is_flag=True, help="Go on when files of packages are missing.")
 @click.option("--ignore-editable-packages", is_flag=True, help="Go on when packages are installed in place.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
@@ -101,7 +102,7 @@ _ignore_requirements = click.option(
 def pack(
     context: click.Context, prefix: str | None, name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
-    include: tuple[str, ...], force: bool, ignore_missing_files: bool, ignore_editable_packages: bool,
+    include: tuple[str, ...], force: bool, base: str | None, ignore_missing_files: bool, ignore_editable_packages: bool,
     verify_source: bool, prefix_is_unique: bool, pad: tuple[str, ...], external_links: str | None, strict: bool,
     quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -126,6 +127,7 @@ def pack(
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
             ignore_editable_packages=ignore_editable_packages, verify_source=verify_source,
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
+            base=base,
         )  # fmt: skip
         return packing.pack(env, options, console.progress)
 
@@ -136,6 +138,11 @@ def pack(
             f"{report.n_files + report.n_hardlinks} files of {report.n_packages} packages, "
             f"{report.n_relocated_files} with the prefix; {report.elapsed_seconds:.1f} s"
         )
+        if report.base is not None:
+            groups = ", ".join(f"{len(names)} {what}" for what, names in report.groups.items() if names)
+            console.say(
+                f"from {report.base}: {size(report.work['reused'])} of {size(report.work['hashed'])}; groups: {groups}"
+            )
         if report.longest_prefix is not None:
             console.say(f"it can be unpacked at any path of up to {report.longest_prefix} bytes")
         console.say_rows("not relocated", [f"{row['path']}: {row['why']}" for row in report.not_relocated])

@@ -142,7 +142,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class PackReport(Report):
-    """What `pack` did. Sizes in bytes, durations in seconds."""
+    """What `pack` did. Sizes in bytes, durations in seconds.
+
+    `work` has bytes: read and hashed, compressed, reused (of frames that the base had), copied (these, compressed).
+    `groups` are names: unchanged, changed, new and gone since the base.
+    """
 
     prefix: str
     output: str
@@ -158,6 +162,9 @@ class PackReport(Report):
     n_packages: int
     source_bytes: int
     archive_bytes: int
+    base: str | None
+    groups: dict[str, tuple[str, ...]]
+    work: dict[str, int]
     longest_prefix: int | None
     prefixes: tuple[str, ...]
     verdicts: dict[str, int]

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -14,22 +14,26 @@ from typing import BinaryIO
 from fastpack import container, digest
 from fastpack._place_py import ascii_only, check_pad, content_mtime
 from fastpack._version import VERSION
+from fastpack.base import Base, Groups, by_group, compare, open_base
 from fastpack.building import Builder, builder
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
-from fastpack.examine import examine
+from fastpack.examine import Examination, examine
 from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
-from fastpack.model import MANIFEST_FORMAT, Kind, PackReport, Progress, Warned, silent
+from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.plan import Plan, Planned, make_plan
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to pack. `output` None means ``NAME.<format>`` in the working directory, ``-`` standard output."""
+    """How to pack. `output` None means ``NAME.<format>`` in the working directory, ``-`` standard output.
+
+    `base` is an earlier archive whose frames are used again; None: the one that `force` replaces.
+    """
 
     output: str | None = None
     format: str = "infer"
@@ -45,6 +49,7 @@ class Options:
     strict: bool = False
     pad: tuple[str, ...] = ()  # rules, see with_pad
     external_links: str = "warn"
+    base: str | None = None
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -108,11 +113,14 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
             path=not_relocated[0].path,
             hint="leave them out with --exclude, or pack without --strict",
         )
-    with builder(plan, codec, level, examination.prefixes.plain) as built, _opened(output, options.force) as out:
-        archive_id, archive_bytes, frames, members, n_naming = _write(plan, built, codec, level, threads, out, progress)
-    return _report(plan, codec, output, archive_id, archive_bytes, frames, members, examination.pyc_counts,
-                   n_naming, tuple(os.fsdecode(p) for p in examination.prefixes.plain),
-                   time.monotonic() - started)  # fmt: skip
+    replaced = output if options.force and output != "-" else None
+    with open_base(options.base, replaced, codec, level) as base:
+        with (
+            builder(plan, codec, level, examination.prefixes.plain, base) as built,
+            _opened(output, options.force) as out,
+        ):
+            written = _write(plan, built, codec, level, threads, out, progress)
+        return _report(plan, codec, output, written, examination, base, time.monotonic() - started)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -176,9 +184,25 @@ def _archive_member(member: Planned, mtime: int, file_digest: bytes, group: int)
     )  # fmt: skip
 
 
+@dataclass(slots=True)
+class _Written:
+    """What was written: the archive's id and size, its frames and members, and what it took. Sizes in bytes."""
+
+    archive_id: str
+    archive_bytes: int
+    frames: list[Frame]
+    frame_groups: list[Group]
+    members: list[Member]
+    n_naming: int  # .pyc files that name the source prefix
+    work: dict[str, int]
+
+    def groups(self) -> Groups:
+        return by_group(self.frame_groups, self.frames)
+
+
 def _write(
     plan: Plan, builder: Builder, codec: Codec, level: int, threads: int, out: BinaryIO, progress: Progress
-) -> tuple[str, int, list[Frame], list[Member], int]:
+) -> _Written:
     """Write the archive: frames in order, then the manifest and what leads to it."""
     frames: list[Frame] = []
     members: list[Member] = []
@@ -186,6 +210,7 @@ def _write(
     position = {group: index for index, group in enumerate(groups)}
     slices: list[bytes] = []  # of the member that is going on
     mtime = offset = done = n_naming = 0
+    work = dict.fromkeys(("read", "hashed", "compressed", "reused", "copied"), 0)
     total = plan.source_bytes
     try:
         for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, threads), strict=True):
@@ -200,6 +225,9 @@ def _write(
                     whole = digest.file_digest(slices) if member.kind is Kind.FILE else b""
                     members.append(_archive_member(member, mtime, whole, position[member.group]))
             done += built.source_bytes
+            work["hashed"] += built.plain_bytes
+            work["reused" if built.reused else "compressed"] += built.plain_bytes
+            work["copied"] += len(built.packed) if built.reused else 0
             n_naming += built.n_naming
             progress("pack", done, total, str(planned.group))
         manifest = Manifest(_header(plan, codec, level), plan.packages, tuple(groups), tuple(frames), tuple(members),
@@ -224,7 +252,9 @@ def _write(
             raise
         name = getattr(out, "name", None)
         raise explain_os_error(error, name if isinstance(name, str) else "standard output") from None
-    return archive_id.hex(), offset + len(end), frames, members, n_naming
+    work["read"] = done
+    frame_groups = [planned.group for planned in plan.frames]
+    return _Written(archive_id.hex(), offset + len(end), frames, frame_groups, members, n_naming, work)
 
 
 def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
@@ -247,14 +277,14 @@ def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
 
 
 def _report(
-    plan: Plan, codec: Codec, output: str, archive_id: str, archive_bytes: int, frames: list[Frame],
-    members: list[Member], pyc: Mapping[str, int], n_naming: int, prefixes: tuple[str, ...], elapsed: float,
-) -> PackReport:  # fmt: skip
+    plan: Plan, codec: Codec, output: str, written: _Written, examination: Examination, base: Base, elapsed: float
+) -> PackReport:
+    members, n_naming = written.members, written.n_naming
     kinds = Counter(member.kind for member in members)
     verdicts = Counter(member.verdict for member in members if member.verdict)
     relocated = {file.path for file in plan.relocated}
     verdicts.update(f"{m.verdict} with a prefix" for m in members if m.verdict and m.path in relocated)
-    warnings = list(plan.warnings)
+    warnings = [*plan.warnings, *base.warnings()]
     if n_naming:
         warnings.append(
             Warned("pyc-prefix", None, f"{n_naming} .pyc files state the source prefix in their tracebacks' file names")
@@ -263,21 +293,24 @@ def _report(
         prefix=plan.environment.prefix,
         output=output,
         format=codec.name,
-        archive_id=archive_id,
+        archive_id=written.archive_id,
         n_files=kinds[Kind.FILE],
         n_directories=kinds[Kind.DIRECTORY],
         n_links=kinds[Kind.LINK],
         n_hardlinks=kinds[Kind.HARDLINK],
         n_relocated_files=len(plan.relocated),
         n_relocations=sum(len(file.items) for file in plan.relocated),
-        n_frames=len(frames),
+        n_frames=len(written.frames),
         n_packages=len(plan.packages),
         source_bytes=sum(file.n_bytes for file in plan.environment if file.kind is Kind.FILE),
-        archive_bytes=archive_bytes,
+        archive_bytes=written.archive_bytes,
+        base=base.path,
+        groups=compare(base.groups(), written.groups()),
+        work=written.work,
         longest_prefix=plan.longest_prefix,
-        prefixes=prefixes,
+        prefixes=tuple(os.fsdecode(prefix) for prefix in examination.prefixes.plain),
         verdicts=dict(sorted(verdicts.items())),
-        pyc=dict(sorted({**pyc, "naming the source prefix": n_naming}.items())),
+        pyc=dict(sorted({**examination.pyc_counts, "naming the source prefix": n_naming}.items())),
         left_out=dict(sorted(Counter(why.split(",")[0] for _, why in plan.left_out).items())),
         not_relocated=tuple(
             {"path": member.path, "why": member.not_relocated} for member in members if member.not_relocated

@@ -1,0 +1,132 @@
+"""Frames of an earlier archive, used again: what has the same bytes is not compressed anew."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from fastpack import digest
+from fastpack.codec import Codec
+from fastpack.errors import FastpackError
+from fastpack.manifest import Frame
+from fastpack.model import Group, Warned
+from fastpack.reader import Archive, open_archive
+
+#: A group -> the digests of its frames, in order.
+Groups = Mapping[Group, Sequence[bytes]]
+
+
+class Base:
+    """Frames of an earlier archive by their digests: see `open_base`. May be used by several threads.
+
+    Parameters
+    ----------
+    archive : None: there is none, or its frames cannot be used.
+    """
+
+    def __init__(self, archive: Archive | None, warnings: Sequence[Warned] = ()) -> None:
+        self._archive = archive
+        frames = archive.manifest.frames if archive else ()
+        self._index = {frame.digest: index for index, frame in enumerate(frames)}
+        self._warnings = warnings
+        self._rotten: set[int] = set()
+        self._lock = threading.Lock()
+        self.path = archive.path if archive else None
+
+    def packed(self, frame_digest: bytes, plain_bytes: int) -> memoryview | None:
+        """The compressed bytes of a frame, if the base has it and it is what its manifest says.
+
+        A frame's digest stands for all its bytes (headers and data; the rest is zeros), so these are the bytes that
+        compressing it anew would give, with the same libraries.
+        """
+        index = self._index.get(frame_digest)
+        if self._archive is None or index is None:
+            return None
+        frame = self._archive.manifest.frames[index]
+        if frame.plain_bytes != plain_bytes:
+            return None
+        try:
+            packed = self._archive.reader.packed(index)
+        except FastpackError:
+            packed = memoryview(b"")
+        if digest.blake(packed) != frame.packed_digest:
+            with self._lock:
+                self._rotten.add(index)
+            return None
+        return packed
+
+    def groups(self) -> Groups:
+        """The base's groups with their frames."""
+        if self._archive is None:
+            return {}
+        manifest = self._archive.manifest
+        firsts = [manifest.members[segments[0].member] for segments in self._archive.reader.layout]
+        return by_group([manifest.groups[first.group] for first in firsts], manifest.frames)
+
+    def warnings(self) -> list[Warned]:
+        """What is to be said of the base after its use."""
+        rotten = [f"frame {index} of the base is damaged: it was compressed anew" for index in sorted(self._rotten)]
+        return [*self._warnings, *(Warned("rotten-base", self.path, text) for text in rotten)]
+
+
+@contextmanager
+def open_base(path: str | None, output: str | None, codec: Codec, level: int) -> Iterator[Base]:
+    """The archive whose frames may be used.
+
+    Parameters
+    ----------
+    path : what was asked for; None: `output`, where an archive of fastpack's is about to be replaced by a new one.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive : `path` is no archive of fastpack's.
+    """
+    chosen = path or output
+    with ExitStack() as stack:
+        archive, warnings = None, []
+        if chosen is not None and (path is not None or os.path.isfile(chosen)):
+            try:
+                archive = stack.enter_context(open_archive(chosen))
+            except FastpackError:
+                if path is not None:
+                    raise  # but what is replaced need not be an archive, nor a whole one
+        if archive is not None and (why := _unlike(archive, codec, level)) is not None:
+            archive, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
+        yield Base(archive, warnings)
+
+
+def _unlike(archive: Archive, codec: Codec, level: int) -> str | None:
+    """Why a new archive must not have frames of another one."""
+    header = archive.manifest.header
+    for what, found, wanted in (
+        ("format", header["codec"], codec.name),
+        ("level", header["level"], level),
+        ("libraries", header.get("libraries", {}), codec.versions()),
+    ):
+        if found != wanted:
+            return f"its {what} is {found}, not {wanted}"
+    return None
+
+
+def by_group(groups: Sequence[Group], frames: Sequence[Frame]) -> Groups:
+    """Frames by the group that each begins with (a frame has members of one group alone)."""
+    found: dict[Group, list[bytes]] = {}
+    for group, frame in zip(groups, frames, strict=True):
+        found.setdefault(group, []).append(frame.digest)
+    return found
+
+
+def compare(old: Groups, new: Groups) -> dict[str, tuple[str, ...]]:
+    """Names of groups that are unchanged, changed (another version among them), new and gone."""
+    before = {(group.kind, group.name): (group, frames) for group, frames in old.items()}
+    after = {(group.kind, group.name): (group, frames) for group, frames in new.items()}
+    shared = [key for key in after if key in before]
+    rows = {
+        "unchanged": [key for key in shared if list(after[key][1]) == list(before[key][1])],
+        "changed": [key for key in shared if list(after[key][1]) != list(before[key][1])],
+        "new": [key for key in after if key not in before],
+        "gone": [key for key in before if key not in after],
+    }
+    return {what: tuple(str((after.get(key) or before[key])[0]) for key in keys) for what, keys in rows.items()}
