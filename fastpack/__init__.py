@@ -8,10 +8,22 @@ from fastpack._version import VERSION as __version__
 from fastpack.errors import FastpackError
 
 if TYPE_CHECKING:
-    from fastpack.api import Environment, inspect, pack, relocate, status, unpack, verify
+    from fastpack.api import (
+        Environment,
+        apply_delta,
+        diff,
+        inspect,
+        make_delta,
+        pack,
+        relocate,
+        status,
+        unpack,
+        verify,
+    )
 
 __all__ = [
-    "Environment", "FastpackError", "__version__", "inspect", "pack", "relocate", "status", "unpack", "verify",
+    "Environment", "FastpackError", "__version__", "apply_delta", "diff", "inspect", "make_delta", "pack", "relocate",
+    "status", "unpack", "verify",
 ]  # fmt: skip
 
 

@@ -6,13 +6,24 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from fastpack import delta as _delta
 from fastpack import environment, errors
 from fastpack import inspecting as _inspecting
 from fastpack import packing as _packing
 from fastpack import relocating as _relocating
 from fastpack import unpacking as _unpacking
 from fastpack import verifying as _verifying
-from fastpack.model import InspectReport, PackReport, RelocateReport, StatusReport, UnpackReport, VerifyReport
+from fastpack.model import (
+    ApplyReport,
+    DeltaReport,
+    DiffReport,
+    InspectReport,
+    PackReport,
+    RelocateReport,
+    StatusReport,
+    UnpackReport,
+    VerifyReport,
+)
 from fastpack.parallel import no_collection
 
 
@@ -189,3 +200,21 @@ def inspect(archive: str) -> InspectReport:
 def status(prefix: str) -> StatusReport:
     """Where an environment thinks it lies, and whether that is true: see `fastpack.inspecting.status`."""
     return _inspecting.status(os.fspath(prefix))
+
+
+@no_collection()
+def diff(old: str, new: str) -> DiffReport:
+    """What changed between two archives: see `fastpack.delta.diff`."""
+    return _delta.diff(os.fspath(old), os.fspath(new))
+
+
+@no_collection()
+def make_delta(old: str, new: str, output: str, *, force: bool = False) -> DeltaReport:
+    """Write what makes one archive of another: see `fastpack.delta.delta`."""
+    return _delta.delta(os.fspath(old), os.fspath(new), os.fspath(output), force)
+
+
+@no_collection()
+def apply_delta(delta: str, base: str, output: str, *, force: bool = False) -> ApplyReport:
+    """Put an archive together from a delta and an older archive: see `fastpack.delta.apply`."""
+    return _delta.apply(os.fspath(delta), os.fspath(base), os.fspath(output), force)

@@ -16,8 +16,11 @@ from fastpack.console import Console, interrupt, run, size
 
 if TYPE_CHECKING:
     from fastpack.model import (
+        ApplyReport,
         BenchReport,
         CatReport,
+        DeltaReport,
+        DiffReport,
         InspectReport,
         ListReport,
         PackReport,
@@ -391,6 +394,81 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
 
     started = time.monotonic()
     run(console, do, lambda report: console.say(f"all of it in {time.monotonic() - started:.1f} s"))
+
+
+@cli.command()
+@click.argument("old")
+@click.argument("new")
+@_json
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Say what changed from the archive OLD to the archive NEW, and how much of it would have to be shipped."""
+    console = Console("diff", False, as_json)
+
+    def work() -> DiffReport:
+        from fastpack import delta as deltas  # noqa: PLC0415
+
+        return deltas.diff(old, new)
+
+    def describe(report: DiffReport) -> None:
+        for what, sign in (("added", "+"), ("removed", "-"), ("changed", "~")):
+            for row in report.packages[what]:
+                versions = " -> ".join(row[side] for side in ("old", "new") if side in row)
+                console.show(f"{sign} {row['kind']} {row['name']} {versions}".rstrip())
+        files = ", ".join(f"{number} {what}" for what, number in report.files.items())
+        console.show(f"files: {files}")
+        console.show(
+            f"to ship: {size(report.shipped_bytes)} of {size(report.archive_bytes)},"
+            f" {report.n_shipped_frames} of {report.n_frames} frames"
+        )
+
+    run(console, work, describe)
+
+
+@cli.command()
+@click.argument("old")
+@click.argument("new")
+@click.option("--output", "-o", required=True, metavar="FILE", help="The delta to write.")
+@click.option("--force", "-f", is_flag=True, help="Replace an output that is there.")
+@_quiet
+@_json
+def delta(old: str, new: str, output: str, force: bool, quiet: bool, as_json: bool) -> None:
+    """Write what makes the archive NEW of the archive OLD: the frames that OLD does not have."""
+    console = Console("delta", quiet, as_json)
+
+    def work() -> DeltaReport:
+        from fastpack import delta as deltas  # noqa: PLC0415
+
+        return deltas.delta(old, new, output, force, console.progress)
+
+    def describe(report: DeltaReport) -> None:
+        console.say(
+            f"{report.output}: {size(report.delta_bytes)} instead of {size(report.archive_bytes)};"
+            f" {report.n_shipped_frames} of {report.n_frames} frames; {report.elapsed_seconds:.1f} s"
+        )
+
+    run(console, work, describe)
+
+
+@cli.command()
+@click.argument("delta")
+@click.option("--base", required=True, metavar="OLD", help="The archive that the delta was made against.")
+@click.option("--output", "-o", required=True, metavar="NEW", help="The archive to put together.")
+@click.option("--force", "-f", is_flag=True, help="Replace an output that is there.")
+@_quiet
+@_json
+def apply(delta: str, base: str, output: str, force: bool, quiet: bool, as_json: bool) -> None:
+    """Put the new archive together from DELTA and the old archive, byte for byte."""
+    console = Console("apply", quiet, as_json)
+
+    def work() -> ApplyReport:
+        from fastpack import delta as deltas  # noqa: PLC0415
+
+        return deltas.apply(delta, base, output, force, console.progress)
+
+    def describe(report: ApplyReport) -> None:
+        console.say(f"{report.output}: {size(report.archive_bytes)}; {report.elapsed_seconds:.1f} s")
+
+    run(console, work, describe)
 
 
 @cli.command()

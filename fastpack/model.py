@@ -314,6 +314,61 @@ class StatusReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class DiffReport(Report):
+    """What two archives differ in. Sizes in bytes; `shipped_bytes` is what a delta has beside its table.
+
+    `packages` are those added, removed and changed, with kind, name, and `old` and `new` version; `groups` are names:
+    unchanged, changed, new, gone; `files` are numbers of paths: added, removed, changed, unchanged.
+    """
+
+    old: str
+    new: str
+    old_archive_id: str
+    new_archive_id: str
+    same: bool
+    packages: dict[str, tuple[dict[str, str], ...]]
+    groups: dict[str, tuple[str, ...]]
+    files: dict[str, int]
+    n_frames: int
+    n_shipped_frames: int
+    shipped_bytes: int
+    archive_bytes: int
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaReport(Report):
+    """What `delta` wrote. Sizes in bytes, of the delta and of the new archive."""
+
+    old: str
+    new: str
+    output: str
+    old_archive_id: str
+    new_archive_id: str
+    n_frames: int
+    n_shipped_frames: int
+    delta_bytes: int
+    archive_bytes: int
+    elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyReport(Report):
+    """The archive that `apply` put together. Sizes in bytes."""
+
+    delta: str
+    base: str
+    output: str
+    archive_id: str
+    archive_bytes: int
+    n_frames: int
+    n_shipped_frames: int
+    elapsed_seconds: float
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
 class BenchReport(Report):
     """What `bench` measured. `tools` have name, version, commands, `archive_bytes`, samples and what was checked.
 

@@ -32,7 +32,8 @@ def test_every_row_of_the_relocation_table_has_tests_named_after_it() -> None:
 REPORTS = {
     "pack": model.PackReport, "unpack": model.UnpackReport, "relocate": model.RelocateReport,
     "verify": model.VerifyReport, "inspect": model.InspectReport, "ls": model.ListReport, "cat": model.CatReport,
-    "status": model.StatusReport, "bench": model.BenchReport,
+    "status": model.StatusReport, "bench": model.BenchReport, "diff": model.DiffReport,
+    "delta": model.DeltaReport, "apply": model.ApplyReport,
 }  # fmt: skip
 
 

@@ -1,0 +1,289 @@
+"""What two archives differ in, as a report (diff), as a file to ship (delta), and put together again (apply).
+
+A delta is a fixed head, a table in JSON, the compressed frames that NEW has and OLD has not, and NEW's tail: what
+stands behind its last frame, its manifest among it. docs/design.md, "Deltas", has the fields.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from fastpack import digest, pagecache
+from fastpack.base import Base, Groups, compare
+from fastpack.codec import by_name
+from fastpack.errors import DamagedArchive, NewerFormat, WrongBase
+from fastpack.frames import MAX_MANIFEST, open_descriptor
+from fastpack.fs import explain_os_error, new_file
+from fastpack.manifest import BROKEN, Frame, Manifest, Member, from_bytes
+from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, silent
+from fastpack.reader import Archive, open_archive
+
+#: A delta's head: magic, format version, bytes of the table, and its BLAKE3.
+_HEAD = struct.Struct("<8sIQ32s")
+_MAGIC = b"fpdelta\n"
+_FORMAT = 0
+#: A table has some hundred bytes for a frame.
+_MAX_TABLE = 1 << 28
+
+
+def diff(old: str, new: str) -> DiffReport:
+    """What changed between two archives: packages, files, and the bytes that a delta would ship.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive
+    """
+    with open_archive(old) as before, open_archive(new) as after:
+        shipped = [frame for frame, is_old in _frames(before, after) if not is_old]
+        files = _files(before.manifest, after.manifest)
+        packages = _packages(before.manifest, after.manifest)
+        groups = compare(_groups(before), _groups(after))
+        return DiffReport(
+            old=old, new=new, old_archive_id=before.archive_id, new_archive_id=after.archive_id,
+            same=before.archive_id == after.archive_id, packages=packages, groups=groups, files=files,
+            n_frames=len(after.manifest.frames), n_shipped_frames=len(shipped),
+            shipped_bytes=sum(frame.packed_bytes for frame in shipped) + len(_tail(after)),
+            archive_bytes=os.fstat(after.descriptor).st_size,
+        )  # fmt: skip
+
+
+def delta(old: str, new: str, output: str, force: bool = False, progress: Progress = silent) -> DeltaReport:
+    """Write what is needed to make the archive `new` from the archive `old`.
+
+    Raises
+    ------
+    DamagedArchive : also for a frame of `new` that is not what its manifest says.
+    AlreadyExists, NoSpace
+    """
+    started = time.monotonic()
+    with open_archive(old) as before, open_archive(new) as after:
+        rows = list(_frames(before, after))
+        shipped = [index for index, (_, is_old) in enumerate(rows) if not is_old]
+        tail = _tail(after)
+        locator = after.locator
+        table = json.dumps(
+            {
+                "old": before.archive_id, "new": after.archive_id, "codec": after.codec.name, "shipped": shipped,
+                "manifest": [locator.offset - _end_of_frames(after), locator.packed_bytes, locator.plain_bytes],
+                "tail": [len(tail), digest.blake(tail).hex()],
+            }, separators=(",", ":"),
+        ).encode("ascii")  # fmt: skip
+        total = sum(rows[index][0].packed_bytes for index in shipped) + len(tail)
+        done = 0
+        with _writing(output, force) as out:
+            out.write(_HEAD.pack(_MAGIC, _FORMAT, len(table), digest.blake(table)))
+            out.write(table)
+            for index in shipped:
+                packed = after.reader.packed(index)
+                if digest.blake(packed) != rows[index][0].packed_digest:
+                    raise DamagedArchive(f"frame {index} is not what the manifest says", path=new)
+                out.write(packed)
+                done += len(packed)
+                progress("delta", done, total, "")
+            out.write(tail)
+        return DeltaReport(
+            old=old, new=new, output=output, old_archive_id=before.archive_id, new_archive_id=after.archive_id,
+            n_frames=len(rows), n_shipped_frames=len(shipped), delta_bytes=_HEAD.size + len(table) + total,
+            archive_bytes=os.fstat(after.descriptor).st_size, elapsed_seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+
+def apply(path: str, base: str, output: str, force: bool = False, progress: Progress = silent) -> ApplyReport:
+    """Put a new archive together from a delta and the archive it was made against, byte for byte.
+
+    Raises
+    ------
+    WrongBase : `base` is another archive than the delta was made against.
+    DamagedArchive : the delta or the base is not what it says; nothing is written.
+    NewerFormat, AlreadyExists, NoSpace
+    """
+    started = time.monotonic()
+    descriptor = open_descriptor(path)
+    try:
+        table, position = _read_table(descriptor, path)
+        with open_archive(base) as before:
+            if before.archive_id != table.old:
+                raise WrongBase(
+                    "the delta was made against another archive", path=base, expected=table.old,
+                    found=before.archive_id, hint="apply it to that one, or ship the whole archive",
+                )  # fmt: skip
+            with _writing(output, force) as out:
+                n_frames, size = _put_together(descriptor, path, position, table, before, out, progress)
+    finally:
+        os.close(descriptor)
+    return ApplyReport(
+        delta=path, base=base, output=output, archive_id=table.new, archive_bytes=size, n_frames=n_frames,
+        n_shipped_frames=len(table.shipped), elapsed_seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A delta's table: archive ids, which frames of the new archive it ships, and the tail behind them.
+
+    `manifest` is (place in the tail, compressed bytes, bytes), `tail` its bytes and their BLAKE3.
+    """
+
+    old: str
+    new: str
+    codec: str
+    shipped: frozenset[int]
+    manifest: tuple[int, int, int]
+    tail: tuple[int, str]
+
+
+def _read_table(descriptor: int, path: str) -> tuple[_Table, int]:
+    """A delta's table, and where its frames begin."""
+    try:
+        head = os.pread(descriptor, _HEAD.size, 0)
+        if len(head) != _HEAD.size or not head.startswith(_MAGIC):
+            raise DamagedArchive("that is no delta of fastpack's", path=path, hint="fastpack delta makes them")
+        _, version, n_bytes, checksum = _HEAD.unpack(head)
+        if version > _FORMAT:
+            raise NewerFormat("the delta was written by a newer fastpack", path=path, expected=f"format {_FORMAT}",
+                              found=f"format {version}", hint="install that version here")  # fmt: skip
+        text = os.pread(descriptor, n_bytes, _HEAD.size) if n_bytes <= _MAX_TABLE else b""
+    except OSError as error:
+        raise DamagedArchive(f"the delta cannot be read ({error.strerror})", path=path) from None
+    if len(text) != n_bytes or digest.blake(text) != checksum:
+        raise DamagedArchive("the delta's table is damaged or cut off", path=path, hint="ship it again")
+    try:
+        row: dict[str, Any] = json.loads(text)
+        at, packed, plain = map(int, row["manifest"])
+        n_tail, tail_digest = row["tail"]
+        table = _Table(str(row["old"]), str(row["new"]), str(row["codec"]), frozenset(map(int, row["shipped"])),
+                       (at, packed, plain), (int(n_tail), str(tail_digest)))  # fmt: skip
+    except BROKEN as error:
+        raise DamagedArchive(f"the delta's table is broken ({error})", path=path) from None
+    return table, _HEAD.size + n_bytes
+
+
+def _put_together(
+    descriptor: int, path: str, position: int, table: _Table, base: Archive, out: BinaryIO, progress: Progress
+) -> tuple[int, int]:
+    """Write the new archive: (its frames, its bytes). Every frame is held against the new archive's manifest."""
+    tail_at = os.fstat(descriptor).st_size - table.tail[0]
+    tail = os.pread(descriptor, table.tail[0], tail_at) if tail_at >= position else b""
+    if len(tail) != table.tail[0] or digest.blake(tail).hex() != table.tail[1]:
+        raise DamagedArchive("the delta is damaged or cut off", path=path, hint="ship it again")
+    frames = _manifest_in(tail, table, path).frames
+    known = {frame.packed_digest: index for index, frame in enumerate(base.manifest.frames)}
+    total = sum(frame.packed_bytes for frame in frames)
+    done = 0
+    for index, frame in enumerate(frames):
+        if index in table.shipped:
+            packed, source = pagecache.read(descriptor, frame.packed_bytes, position), path
+            position += frame.packed_bytes
+        elif frame.packed_digest in known:
+            packed, source = base.reader.packed(known[frame.packed_digest]), base.path
+        else:
+            raise DamagedArchive(f"frame {index} is neither in the delta nor in its base", path=path)
+        if digest.blake(packed) != frame.packed_digest:
+            raise DamagedArchive(f"frame {index} is damaged", path=source, hint="ship it again")
+        out.write(packed)
+        done += len(packed)
+        progress("apply", done, total, "")
+    if position != tail_at:
+        raise DamagedArchive("there is more in the delta than it says", path=path, expected=f"{position} bytes before "
+                             "the tail", found=tail_at)  # fmt: skip
+    out.write(tail)
+    return len(frames), total + len(tail)
+
+
+def _manifest_in(tail: bytes, table: _Table, path: str) -> Manifest:
+    """The new archive's manifest: it is the one whose BLAKE3 is the new archive's id."""
+    at, n_packed, n_bytes = table.manifest
+    if not 0 <= n_bytes <= MAX_MANIFEST:
+        raise DamagedArchive("the delta's manifest would not fit into memory", path=path, found=f"{n_bytes} bytes")
+    plain = bytes(memoryview(by_name(table.codec).decompress(memoryview(tail)[at : at + n_packed], n_bytes)))
+    if digest.blake(plain).hex() != table.new:
+        raise DamagedArchive("the delta's manifest is not the one it names", path=path, expected=table.new,
+                             found=digest.blake(plain).hex())  # fmt: skip
+    return from_bytes(plain)
+
+
+@contextmanager
+def _writing(output: str, force: bool) -> Iterator[BinaryIO]:
+    """A new file, with what goes wrong in writing it explained."""
+    with new_file(output, force) as out:
+        try:
+            yield out
+            out.flush()
+        except OSError as error:
+            raise explain_os_error(error, output) from None
+
+
+# --- two archives ----------------------------------------------------------------------------------------------------
+
+
+def _frames(old: Archive, new: Archive) -> Iterator[tuple[Frame, bool]]:
+    """The new archive's frames, and whether the old one has their very bytes."""
+    known = {frame.packed_digest for frame in old.manifest.frames}
+    return ((frame, frame.packed_digest in known) for frame in new.manifest.frames)
+
+
+def _end_of_frames(archive: Archive) -> int:
+    last = archive.manifest.frames[-1]
+    return last.offset + last.packed_bytes
+
+
+def _tail(archive: Archive) -> bytes:
+    """What stands behind an archive's last frame."""
+    end = _end_of_frames(archive)
+    size = os.fstat(archive.descriptor).st_size
+    try:
+        tail = os.pread(archive.descriptor, size - end, end)
+    except OSError as error:
+        raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=archive.path) from None
+    if len(tail) != size - end:
+        raise DamagedArchive("the archive is cut off", path=archive.path)
+    return tail
+
+
+def _groups(archive: Archive) -> Groups:
+    return Base(archive).groups()
+
+
+def _packages(old: Manifest, new: Manifest) -> dict[str, tuple[dict[str, str], ...]]:
+    """Packages of conda and pip that were added, removed, or have another version."""
+    before, after = ({(g.kind, g.name): g.version for g in m.groups if g.kind in _PACKAGES} for m in (old, new))
+    return {
+        "added": tuple(_row(key, new=after[key]) for key in after if key not in before),
+        "removed": tuple(_row(key, old=before[key]) for key in before if key not in after),
+        "changed": tuple(
+            _row(key, old=before[key], new=after[key]) for key in after if key in before and before[key] != after[key]
+        ),
+    }
+
+
+_PACKAGES = (GroupKind.CONDA, GroupKind.PIP)
+
+
+def _row(key: tuple[GroupKind, str], **versions: str) -> dict[str, str]:
+    return {"kind": str(key[0]), "name": key[1], **versions}
+
+
+def _files(old: Manifest, new: Manifest) -> dict[str, int]:
+    """How many paths were added, removed, or are another thing now."""
+    before, after = ({m.path: m for m in manifest.members if m.kind is not Kind.DIRECTORY} for manifest in (old, new))
+    shared = before.keys() & after.keys()
+    return {
+        "added": len(after.keys() - shared),
+        "removed": len(before.keys() - shared),
+        "changed": sum(_what(before[path]) != _what(after[path]) for path in shared),
+        "unchanged": sum(_what(before[path]) == _what(after[path]) for path in shared),
+    }
+
+
+def _what(member: Member) -> tuple[object, ...]:
+    return (member.kind, member.mode, member.n_bytes, member.target, member.digest)
