@@ -172,10 +172,11 @@ def unpack(
     external_links: str | None = None,
     ignore_requirements: bool = False,
     durable: bool = False,
+    if_changed: bool = False,
 ) -> UnpackReport:
     """Unpack an archive into a directory, relocated to it: see `fastpack.unpacking` for the options."""
     options = _unpacking.Options(
-        dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable
+        dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable, if_changed
     )
     return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 

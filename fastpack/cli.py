@@ -163,12 +163,14 @@ def pack(
 @_strict
 @_ignore_requirements
 @click.option("--durable", is_flag=True, help="Return when all is on the disk: a power cut leaves nothing half-way.")
+@click.option("--if-changed", is_flag=True, help="Do nothing where this very archive is already unpacked.")
 @_threads
 @_quiet
 @_json
 def unpack(
     archive: str, prefix: str, dest_prefix: str | None, force: bool, pad: tuple[str, ...], external_links: str | None,
-    strict: bool, ignore_requirements: bool, durable: bool, n_threads: int, quiet: bool, as_json: bool,
+    strict: bool, ignore_requirements: bool, durable: bool, if_changed: bool, n_threads: int, quiet: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Unpack ARCHIVE (- for standard input) into a directory, relocated to it."""
     console = Console("unpack", quiet, as_json)
@@ -177,11 +179,14 @@ def unpack(
         from fastpack import unpacking  # noqa: PLC0415
 
         options = unpacking.Options(
-            dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable
+            dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable, if_changed
         )
         return unpacking.unpack(archive, prefix, options, console.progress)
 
     def describe(report: UnpackReport) -> None:
+        if report.unchanged:
+            console.say(f"{report.destination}: is this archive already")
+            return
         console.say(
             f"{report.destination}: {report.n_files} files, {size(report.written_bytes)}, "
             f"{report.n_relocated_files} with the prefix; {report.elapsed_seconds:.1f} s"

@@ -8,6 +8,7 @@ locator. Plain tar: the headers are walked.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Sequence
@@ -132,6 +133,25 @@ def open_descriptor(path: str, flags: int = 0) -> int:
         raise DamagedArchive(
             f"the archive cannot be opened ({error.strerror})", path=path, hint="give the path of an archive"
         ) from None
+
+
+def read_archive_id(path: str) -> str | None:
+    """An archive's id as its end has it, in hexadecimal; None if fastpack did not write it, or it is no file.
+
+    Raises
+    ------
+    DamagedArchive : it cannot be read.
+    """
+    descriptor = open_descriptor(path, os.O_NONBLOCK)
+    try:
+        info = os.fstat(descriptor)
+        codec = by_magic(os.pread(descriptor, 512, 0)) if stat.S_ISREG(info.st_mode) else None
+        locator = None if codec is None else find_locator(descriptor, info.st_size, codec)
+        return None if locator is None else locator.archive_id.hex()
+    except OSError as error:
+        raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=path) from None
+    finally:
+        os.close(descriptor)
 
 
 def read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest.Manifest] | None:

@@ -290,6 +290,57 @@ def remove_tree(path: str) -> None:
         shutil.rmtree(path, onerror=lambda function, name, info: unlock(function, name, info[1]))
 
 
+@contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """Wait until no other process holds a directory in this way, and hold it. It is made if it is not there.
+
+    The lock is the directory's own (`flock`): no file is left, no right to write is needed. A file system without
+    locks is no reason not to go on.
+    """
+    made: list[str] = []
+    while True:
+        try:
+            made += _make_folders(folder)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise explain_os_error(error, folder) from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            if not os.path.isdir(folder) or not os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+                continue  # whoever had it has removed it
+            try:
+                yield
+            finally:
+                for path in reversed(made):
+                    try:
+                        os.rmdir(path)  # nothing came of it
+                    except OSError:
+                        break
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _make_folders(folder: str) -> list[str]:
+    """Make a directory and its parents; those that were not there, parents first."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    made = []
+    for path in reversed(missing):
+        try:
+            os.mkdir(path)
+            made.append(path)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+    return made
+
+
 def sync(folder: str) -> None:
     """Wait until all that was written to a directory's file system is on the disk (`syncfs`, else `sync`)."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)

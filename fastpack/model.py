@@ -179,13 +179,14 @@ class PackReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class UnpackReport(Report):
-    """What `unpack` did. Sizes in bytes, durations in seconds."""
+    """What `unpack` did. Sizes in bytes, durations in seconds. `unchanged`: nothing, as it was all there already."""
 
     archive: str
     destination: str
     prefix: str
     archive_id: str | None
     foreign: bool
+    unchanged: bool
     n_files: int
     n_relocated_files: int
     written_bytes: int

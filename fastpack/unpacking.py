@@ -15,6 +15,7 @@ from typing import Any
 
 from fastpack import digest, requirements
 from fastpack._place_py import (
+    INCOMPLETE,
     RelocatedFile,
     Stated,
     Tree,
@@ -31,8 +32,8 @@ from fastpack._place_py import (
 from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive, PrefixTooLong, UsageError
 from fastpack.extracting import extractor, finish_directories, make_links, write_manifest
-from fastpack.frames import open_descriptor, read_manifest
-from fastpack.fs import explain_os_error, leads_out
+from fastpack.frames import open_descriptor, read_archive_id, read_manifest
+from fastpack.fs import alone_in, explain_os_error, leads_out
 from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
@@ -62,6 +63,7 @@ class Options:
     external_links : ``warn``, ``keep`` or ``error``; None: ``warn`` for what the archive declares, else ``error``.
     ignore_requirements : only warn if platform, architecture or glibc are not what the environment needs.
     durable : return when all is on the disk, and let nothing appear before: what a power cut leaves is whole.
+    if_changed : do nothing where this very archive is already unpacked; wait for another process that is at it.
     """
 
     dest_prefix: str | None = None
@@ -72,6 +74,7 @@ class Options:
     external_links: str | None = None
     ignore_requirements: bool = False
     durable: bool = False
+    if_changed: bool = False
 
 
 def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
@@ -98,6 +101,13 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     threads = options.n_threads if options.n_threads > 0 else default_threads()
     keep_memory()
     job = _Job(archive, destination, prefix, options, threads, progress, time.monotonic())
+    if options.if_changed:
+        return _unpack_if_changed(job)
+    return _unpack(job)
+
+
+def _unpack(job: _Job) -> UnpackReport:
+    archive = job.archive
     if archive == "-":
         return _from_stream(job, 0)
     descriptor = open_descriptor(archive)
@@ -117,6 +127,36 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
         raise
     finally:
         os.close(descriptor)
+
+
+def _unpack_if_changed(job: _Job) -> UnpackReport:
+    """See `Options.if_changed`. Of an archive that is already there, only the end is read."""
+    wanted = None if job.archive == "-" else read_archive_id(job.archive)
+    if wanted is None:
+        raise UsageError("--if-changed needs an archive of fastpack's, as a file", path=job.archive)
+    if (there := _already_there(job, wanted)) is not None:
+        return there
+    with alone_in(os.path.dirname(job.destination)):
+        # Another process may have unpacked it while this one waited.
+        return _already_there(job, wanted) or _unpack(job)
+
+
+def _already_there(job: _Job, archive_id: str) -> UnpackReport | None:
+    """The report of an archive that is already unpacked, whole, for the same prefix and with the same padding."""
+    root = job.destination
+    if os.path.lexists(os.path.join(root, INCOMPLETE)):
+        return None
+    try:
+        state = read_state(root)
+    except (OSError, ValueError):
+        return None
+    wanted = {"archive_id": archive_id, "prefix": job.prefix, "pad": list(job.options.pad), "complete": True}
+    if state is None or any(state.get(name) != value for name, value in wanted.items()):
+        return None
+    return UnpackReport(
+        archive=job.archive, destination=root, prefix=job.prefix, archive_id=archive_id, foreign=False, unchanged=True,
+        n_files=0, n_relocated_files=0, written_bytes=0, elapsed_seconds=time.monotonic() - job.started,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +266,7 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
         prefix=prefix,
         archive_id=archive_id,
         foreign=False,
+        unchanged=False,
         n_files=sum(member.kind in (Kind.FILE, Kind.HARDLINK) for member in manifest.members),
         n_relocated_files=len(relocated),
         written_bytes=total,
@@ -325,6 +366,7 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
         prefix=prefix,
         archive_id=archive_id,
         foreign=done.manifest is None,
+        unchanged=False,
         n_files=done.n_files,
         n_relocated_files=n_relocated,
         written_bytes=done.written_bytes,

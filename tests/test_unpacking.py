@@ -123,6 +123,57 @@ def test_force_adds_to_another_directory_and_replaces_nothing(archive: str, tmp_
     assert snapshot(other) == before
 
 
+def test_if_changed_does_nothing_where_the_archive_is_already(archive: str, made: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    assert not fastpack.unpack(archive, target, if_changed=True).unchanged
+    before = snapshot(target)
+    # Nothing but the archive's end is read: its frames may be rotten by now.
+    data = bytearray(Path(archive).read_bytes())
+    data[100] ^= 1
+    Path(archive).write_bytes(data)
+    assert fastpack.unpack(archive, target, if_changed=True).unchanged and snapshot(target) == before
+    # Another padding or prefix is another environment, and so is one that was moved or left half.
+    for options in ({"pad": ["slash"]}, {"dest_prefix": "/elsewhere"}):
+        with pytest.raises(errors.AlreadyExists):
+            fastpack.unpack(archive, target, if_changed=True, **options)  # type: ignore[arg-type]
+    os.rename(target, tmp_path / "moved")
+    with pytest.raises(errors.AlreadyExists):
+        fastpack.unpack(archive, str(tmp_path / "moved"), if_changed=True)
+    # A newer archive is unpacked where --force says so.
+    write(made, "share/app/plain.txt", "another text")
+    newer = str(tmp_path / "newer.tar.zst")
+    fastpack.pack(prefix=made, output=newer, ignore_missing_files=True)
+    fastpack.unpack(newer, target, if_changed=True)
+    os.unlink(f"{target}/.fastpack/state.json")
+    with pytest.raises(errors.FastpackError):
+        fastpack.unpack(newer, target, if_changed=True)
+
+
+def test_if_changed_needs_an_archive_that_says_which_one_it_is(archive: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    other = foreign(tmp_path / "other.tar", [("file", REG, "x")])
+    for source in ("-", other):
+        with pytest.raises(errors.UsageError, match="--if-changed"):
+            fastpack.unpack(source, target, if_changed=True)
+    assert not os.path.lexists(target)
+
+
+def test_of_two_at_once_the_second_waits_and_finds_it_done(archive: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "new" / "target")
+    command = [sys.executable, "-m", "fastpack.cli", "unpack", archive, "-p", target, "--if-changed", "--json"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    answers = [json.loads(process.communicate(timeout=120)[0]) for process in running]
+    assert [process.returncode for process in running] == [0] * 4, answers
+    assert sorted(answer["result"]["unchanged"] for answer in answers) == [False, True, True, True]
+    # What fails leaves no directory that was made for it.
+    shutil.copy(archive, tmp_path / "bad.tar.zst")
+    with open(tmp_path / "bad.tar.zst", "r+b") as file:
+        file.write(b"\0" * 100)
+    bad = [sys.executable, "-m", "fastpack.cli", "unpack", str(tmp_path / "bad.tar.zst"), "-p", str(tmp_path / "a/b/c")]
+    assert subprocess.run([*bad, "--if-changed"], capture_output=True).returncode != 0
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("piped", [False, True])
 def test_durable_waits_for_the_disk_before_and_after_it_appears(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
