@@ -59,6 +59,8 @@ def _options(
     pad: Sequence[str] = (),
     external_links: str = "warn",
     base: str | None = None,
+    base_id: str | None = None,
+    reuse_any: bool = False,
 ) -> _packing.Options:
     return _packing.Options(
         output=None if output is None else os.fspath(output),
@@ -76,6 +78,8 @@ def _options(
         pad=tuple(pad),
         external_links=external_links,
         base=None if base is None else os.fspath(base),
+        base_id=base_id,
+        reuse_any=reuse_any,
     )
 
 
@@ -107,6 +111,8 @@ def pack(
     pad: Sequence[str] = (),
     external_links: str = "warn",
     base: str | None = None,
+    base_id: str | None = None,
+    reuse_any: bool = False,
 ) -> PackReport:
     """Pack a conda environment into one archive. The keywords are those of ``conda_pack.pack``, and ours.
 
@@ -120,6 +126,8 @@ def pack(
     verbose : accepted for conda_pack's callers; a library prints nothing.
     force : replace an output that is there; it is the base, unless one is given.
     base : an earlier archive: frames whose bytes did not change are copied from it.
+    base_id : refuse any base but the archive with this id.
+    reuse_any : copy frames of another compression level or other libraries too.
     compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip 0 to 9 (default 4).
     n_threads : 0 or -1 for all cores.
     filters : ``("exclude" | "include", pattern)``, applied in order.
@@ -155,6 +163,7 @@ def pack(
         _options(
             output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
             ignore_editable_packages, verify_source, prefix_is_unique, strict, pad, external_links, base,
+            base_id, reuse_any,
         ),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from fastpack import digest
 from fastpack.codec import Codec
-from fastpack.errors import FastpackError
+from fastpack.errors import FastpackError, WrongBase
 from fastpack.manifest import Frame
 from fastpack.model import Group, Warned
 from fastpack.reader import Archive, open_archive
@@ -72,16 +72,21 @@ class Base:
 
 
 @contextmanager
-def open_base(path: str | None, output: str | None, codec: Codec, level: int) -> Iterator[Base]:
+def open_base(
+    path: str | None, output: str | None, codec: Codec, level: int, archive_id: str | None = None, any_: bool = False
+) -> Iterator[Base]:
     """The archive whose frames may be used.
 
     Parameters
     ----------
     path : what was asked for; None: `output`, where an archive of fastpack's is about to be replaced by a new one.
+    archive_id : refuse any other one.
+    any_ : use frames of another level or other libraries too; the archive is then another one than without a base.
 
     Raises
     ------
     DamagedArchive, NewerFormat, HostileArchive : `path` is no archive of fastpack's.
+    WrongBase : it does not have `archive_id`.
     """
     chosen = path or output
     with ExitStack() as stack:
@@ -92,8 +97,14 @@ def open_base(path: str | None, output: str | None, codec: Codec, level: int) ->
             except FastpackError:
                 if path is not None:
                     raise  # but what is replaced need not be an archive, nor a whole one
+        if archive_id is not None and (archive is None or archive.archive_id != archive_id):
+            raise WrongBase("the base is another archive", path=chosen, expected=archive_id,
+                            found="none" if archive is None else archive.archive_id)  # fmt: skip
         if archive is not None and (why := _unlike(archive, codec, level)) is not None:
-            archive, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
+            if any_ and archive.codec.name == codec.name:
+                warnings = [Warned("base-other", chosen, f"frames of a base were used though {why}")]
+            else:
+                archive, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
         yield Base(archive, warnings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from array import array
@@ -75,7 +76,12 @@ class Builder:
         self._root = plan.arcroot + "/" if plan.arcroot else ""
         self._mtimes: dict[str, int] = {}
         self._scratch = Scratch()
-        self._index = {member.path: index for index, member in enumerate(plan.members)}
+        self._followed = {member.follows for member in plan.members if member.follows is not None}
+
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        """Where in the plan a path is: for the few members whose bytes or time another one needs."""
+        return {member.path: index for index, member in enumerate(self._plan.members)}
 
     def build(self, frame: PlannedFrame) -> Built:
         """Read, bring into archive form, hash and compress one frame."""
@@ -90,7 +96,9 @@ class Builder:
             slices.append(found)
             mtime = None
             if place.piece.start == 0:
-                mtime = self._mtimes[place.member.path] = self._mtime(place.member, data, found)
+                mtime = self._mtime(place.member, data, found)
+                if place.member.path in self._followed:
+                    self._mtimes[place.member.path] = mtime
             mtimes.append(mtime)
         self._write_headers(places, mtimes, plain)
         hashed: list[bytes | memoryview] = []

@@ -92,6 +92,8 @@ _ignore_requirements = click.option(
 @click.option("--include", multiple=True, metavar="GLOB", help="Take back excluded files; in the order given.")
 @click.option("--force", "-f", is_flag=True, help="Replace an output that is there; it is the base if none is named.")
 @click.option("--base", metavar="ARCHIVE", help="Copy what did not change from an earlier archive.")
+@click.option("--base-id", metavar="ID", help="Refuse any base but the archive with this id.")
+@click.option("--reuse-any", is_flag=True, help="Copy from a base of another level or other libraries too.")
 @click.option("--ignore-missing-files", is_flag=True, help="Go on when files of packages are missing.")
 @click.option("--ignore-editable-packages", is_flag=True, help="Go on when packages are installed in place.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
@@ -105,7 +107,8 @@ _ignore_requirements = click.option(
 def pack(
     context: click.Context, prefix: str | None, name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
-    include: tuple[str, ...], force: bool, base: str | None, ignore_missing_files: bool, ignore_editable_packages: bool,
+    include: tuple[str, ...], force: bool, base: str | None, base_id: str | None, reuse_any: bool,
+    ignore_missing_files: bool, ignore_editable_packages: bool,
     verify_source: bool, prefix_is_unique: bool, pad: tuple[str, ...], external_links: str | None, strict: bool,
     quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -130,7 +133,7 @@ def pack(
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
             ignore_editable_packages=ignore_editable_packages, verify_source=verify_source,
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
-            base=base,
+            base=base, base_id=base_id, reuse_any=reuse_any,
         )  # fmt: skip
         return packing.pack(env, options, console.progress)
 

@@ -19,9 +19,9 @@ from fastpack import digest, pagecache
 from fastpack.base import Base, Groups, compare
 from fastpack.codec import by_name
 from fastpack.errors import DamagedArchive, NewerFormat, WrongBase
-from fastpack.frames import MAX_MANIFEST, open_descriptor
+from fastpack.frames import decode_manifest, open_descriptor
 from fastpack.fs import explain_os_error, new_file
-from fastpack.manifest import BROKEN, Frame, Manifest, Member, from_bytes
+from fastpack.manifest import BROKEN, Frame, Manifest, Member
 from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, silent
 from fastpack.reader import Archive, open_archive
 
@@ -119,7 +119,7 @@ def apply(path: str, base: str, output: str, force: bool = False, progress: Prog
     finally:
         os.close(descriptor)
     return ApplyReport(
-        delta=path, base=base, output=output, archive_id=table.new, archive_bytes=size, n_frames=n_frames,
+        delta=path, base=base, output=output, archive_id=table.new.hex(), archive_bytes=size, n_frames=n_frames,
         n_shipped_frames=len(table.shipped), elapsed_seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ class _Table:
     """
 
     old: str
-    new: str
+    new: bytes
     codec: str
     shipped: frozenset[int]
     manifest: tuple[int, int, int]
@@ -161,7 +161,8 @@ def _read_table(descriptor: int, path: str) -> tuple[_Table, int]:
         row: dict[str, Any] = json.loads(text)
         at, packed, plain = map(int, row["manifest"])
         n_tail, tail_digest = row["tail"]
-        table = _Table(str(row["old"]), str(row["new"]), str(row["codec"]), frozenset(map(int, row["shipped"])),
+        shipped = frozenset(map(int, row["shipped"]))
+        table = _Table(str(row["old"]), bytes.fromhex(row["new"]), str(row["codec"]), shipped,
                        (at, packed, plain), (int(n_tail), str(tail_digest)))  # fmt: skip
     except BROKEN as error:
         raise DamagedArchive(f"the delta's table is broken ({error})", path=path) from None
@@ -176,12 +177,16 @@ def _put_together(
     tail = os.pread(descriptor, table.tail[0], tail_at) if tail_at >= position else b""
     if len(tail) != table.tail[0] or digest.blake(tail).hex() != table.tail[1]:
         raise DamagedArchive("the delta is damaged or cut off", path=path, hint="ship it again")
-    frames = _manifest_in(tail, table, path).frames
+    at, n_packed, n_bytes = table.manifest
+    packed_manifest = memoryview(tail)[max(0, at) : max(0, at + n_packed)]
+    frames = decode_manifest(by_name(table.codec), packed_manifest, n_bytes, table.new, path).frames
     known = {frame.packed_digest: index for index, frame in enumerate(base.manifest.frames)}
     total = sum(frame.packed_bytes for frame in frames)
     done = 0
     for index, frame in enumerate(frames):
         if index in table.shipped:
+            if position + frame.packed_bytes > tail_at:
+                raise DamagedArchive(f"the delta ends in frame {index}", path=path)
             packed, source = pagecache.read(descriptor, frame.packed_bytes, position), path
             position += frame.packed_bytes
         elif frame.packed_digest in known:
@@ -198,18 +203,6 @@ def _put_together(
                              "the tail", found=tail_at)  # fmt: skip
     out.write(tail)
     return len(frames), total + len(tail)
-
-
-def _manifest_in(tail: bytes, table: _Table, path: str) -> Manifest:
-    """The new archive's manifest: it is the one whose BLAKE3 is the new archive's id."""
-    at, n_packed, n_bytes = table.manifest
-    if not 0 <= n_bytes <= MAX_MANIFEST:
-        raise DamagedArchive("the delta's manifest would not fit into memory", path=path, found=f"{n_bytes} bytes")
-    plain = bytes(memoryview(by_name(table.codec).decompress(memoryview(tail)[at : at + n_packed], n_bytes)))
-    if digest.blake(plain).hex() != table.new:
-        raise DamagedArchive("the delta's manifest is not the one it names", path=path, expected=table.new,
-                             found=digest.blake(plain).hex())  # fmt: skip
-    return from_bytes(plain)
 
 
 @contextmanager

@@ -176,19 +176,30 @@ def _read_manifest(descriptor: int, path: str) -> tuple[Codec, Locator, manifest
     if locator is None:
         return None
     manifest.check_format(locator.format, path)
-    too_large = locator.plain_bytes > min(MAX_MANIFEST, max(MODEST_MANIFEST, locator.packed_bytes * MAX_MANIFEST_RATIO))
-    if too_large:
-        raise DamagedArchive("the manifest would not fit into memory", path=path, found=f"{locator.plain_bytes} bytes")
     if locator.offset + locator.packed_bytes > size:
         raise DamagedArchive(
             "the manifest would lie outside of the archive", path=path, expected=f"within {size} bytes",
             found=f"{locator.packed_bytes} bytes at {locator.offset}",
         )  # fmt: skip
     packed = os.pread(descriptor, locator.packed_bytes, locator.offset)
-    plain = bytes(memoryview(codec.decompress(packed, locator.plain_bytes)))
-    if blake(plain) != locator.archive_id:
+    return codec, locator, decode_manifest(codec, packed, locator.plain_bytes, locator.archive_id, path)
+
+
+def decode_manifest(
+    codec: Codec, packed: bytes | memoryview, n_bytes: int, archive_id: bytes, path: str
+) -> manifest.Manifest:
+    """The manifest in its compressed bytes; it is the one whose BLAKE3 is the archive's id.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive
+    """
+    if not 0 <= n_bytes <= min(MAX_MANIFEST, max(MODEST_MANIFEST, len(packed) * MAX_MANIFEST_RATIO)):
+        raise DamagedArchive("the manifest would not fit into memory", path=path, found=f"{n_bytes} bytes")
+    plain = bytes(memoryview(codec.decompress(packed, n_bytes)))
+    if blake(plain) != archive_id:
         raise DamagedArchive(
-            "the manifest does not have the digest its locator names", path=path,
-            expected=locator.archive_id.hex(), found=blake(plain).hex(),
+            "the manifest does not have the digest that names it", path=path, expected=archive_id.hex(),
+            found=blake(plain).hex(),
         )  # fmt: skip
-    return codec, locator, manifest.from_bytes(plain)
+    return manifest.from_bytes(plain)

@@ -32,7 +32,8 @@ from fastpack.plan import Plan, Planned, make_plan
 class Options:
     """How to pack. `output` None means ``NAME.<format>`` in the working directory, ``-`` standard output.
 
-    `base` is an earlier archive whose frames are used again; None: the one that `force` replaces.
+    `base` is an earlier archive whose frames are used again; None: the one that `force` replaces. `base_id` and
+    `reuse_any` are `open_base`'s.
     """
 
     output: str | None = None
@@ -50,6 +51,8 @@ class Options:
     pad: tuple[str, ...] = ()  # rules, see with_pad
     external_links: str = "warn"
     base: str | None = None
+    base_id: str | None = None
+    reuse_any: bool = False
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -114,7 +117,7 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
             hint="leave them out with --exclude, or pack without --strict",
         )
     replaced = output if options.force and output != "-" else None
-    with open_base(options.base, replaced, codec, level) as base:
+    with open_base(options.base, replaced, codec, level, options.base_id, options.reuse_any) as base:
         with (
             builder(plan, codec, level, examination.prefixes.plain, base) as built,
             _opened(output, options.force) as out,

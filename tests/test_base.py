@@ -187,6 +187,30 @@ def test_a_base_of_other_libraries_or_another_format_is_not_mixed_in(
     assert report.work["reused"] == 0 and "libraries" in report.warnings[0].message
 
 
+def test_reuse_any_mixes_and_says_so(twice: tuple[str, str], tmp_path: Path) -> None:
+    made, old = twice
+    report = fastpack.pack(prefix=made, output=str(tmp_path / "a.tar.zst"), base=old, compress_level=9, reuse_any=True)
+    assert report.work["compressed"] == 0 and [warning.code for warning in report.warnings] == ["base-other"]
+    fastpack.unpack(report.output, str(tmp_path / "target"))
+    report = fastpack.pack(prefix=made, output=str(tmp_path / "a.tar.gz"), base=old, reuse_any=True)
+    assert report.work["reused"] == 0, "frames of another format make no archive"
+
+
+def test_a_base_id_refuses_any_other(twice: tuple[str, str], tmp_path: Path) -> None:
+    made, old = twice
+    known = fastpack.inspect(old).archive_id
+    out = tmp_path / "new.tar.zst"
+    assert fastpack.pack(prefix=made, output=str(out), base=old, base_id=known).work["compressed"] == 0
+    before = out.read_bytes()
+    for options in ({"base": old, "base_id": "00" * 32}, {"base_id": "00" * 32}):
+        with pytest.raises(errors.WrongBase):
+            fastpack.pack(prefix=made, output=str(out), force=True, **options)  # type: ignore[arg-type]
+    assert out.read_bytes() == before
+    with pytest.raises(errors.WrongBase):
+        fastpack.pack(prefix=made, output=str(tmp_path / "other.tar.zst"), base_id=known)
+    assert not (tmp_path / "other.tar.zst").exists()
+
+
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar"])
 def test_other_formats_have_bases_too(made: str, tmp_path: Path, suffix: str) -> None:
     out = str(tmp_path / f"a{suffix}")
