@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ListReport,
         PackReport,
         RelocateReport,
+        SharedReport,
         StatusReport,
         UnpackReport,
         VerifyReport,
@@ -405,23 +406,32 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
 
 
 @cli.command()
-@click.argument("old")
-@click.argument("new")
+@click.argument("archives", nargs=-1, required=True, metavar="OLD NEW")
+@click.option("--shared", is_flag=True, help="Of any number of archives: how many bytes each two have in common.")
 @_json
-def diff(old: str, new: str, as_json: bool) -> None:
+def diff(archives: tuple[str, ...], shared: bool, as_json: bool) -> None:
     """Say what changed from the archive OLD to the archive NEW, and how much of it would have to be shipped."""
     console = Console("diff", False, as_json)
 
-    def work() -> DiffReport:
+    def work() -> DiffReport | SharedReport:
         from fastpack import delta as deltas  # noqa: PLC0415
+        from fastpack.errors import UsageError  # noqa: PLC0415
 
-        return deltas.diff(old, new)
+        if shared:
+            return deltas.shared(archives)
+        if len(archives) != 2:
+            raise UsageError("two archives are compared", found=len(archives), hint="--shared takes any number")
+        return deltas.diff(*archives)
 
-    def describe(report: DiffReport) -> None:
+    def describe(report: Any) -> None:
+        if shared:
+            for path, row in zip(report.archives, report.shared_bytes, strict=True):
+                console.show("  ".join([f"{size(n_bytes):>9}" for n_bytes in row] + [path]))
+            return
         for what, sign in (("added", "+"), ("removed", "-"), ("changed", "~")):
-            for row in report.packages[what]:
-                versions = " -> ".join(row[side] for side in ("old", "new") if side in row)
-                console.show(f"{sign} {row['kind']} {row['name']} {versions}".rstrip())
+            for package in report.packages[what]:
+                versions = " -> ".join(package[side] for side in ("old", "new") if side in package)
+                console.show(f"{sign} {package['kind']} {package['name']} {versions}".rstrip())
         files = ", ".join(f"{number} {what}" for what, number in report.files.items())
         console.show(f"files: {files}")
         console.show(

@@ -10,7 +10,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ from fastpack.errors import DamagedArchive, NewerFormat, WrongBase
 from fastpack.frames import decode_manifest, open_descriptor
 from fastpack.fs import explain_os_error, new_file
 from fastpack.manifest import BROKEN, Frame, Manifest, Member
-from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, silent
+from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, SharedReport, silent
 from fastpack.reader import Archive, open_archive
 
 #: A delta's head: magic, format version, bytes of the table, and its BLAKE3.
@@ -52,6 +52,25 @@ def diff(old: str, new: str) -> DiffReport:
             shipped_bytes=sum(frame.packed_bytes for frame in shipped) + len(_tail(after)),
             archive_bytes=os.fstat(after.descriptor).st_size,
         )  # fmt: skip
+
+
+def shared(paths: Sequence[str]) -> SharedReport:
+    """How many of each archive's bytes every other one has too.
+
+    Raises
+    ------
+    DamagedArchive, NewerFormat, HostileArchive
+    """
+    names: list[str] = []
+    frames: list[dict[bytes, int]] = []
+    for path in paths:
+        with open_archive(path) as archive:
+            names.append(archive.archive_id)
+            frames.append({frame.packed_digest: frame.packed_bytes for frame in archive.manifest.frames})
+    matrix = tuple(
+        tuple(sum(n_bytes for name, n_bytes in mine.items() if name in other) for other in frames) for mine in frames
+    )
+    return SharedReport(archives=tuple(paths), archive_ids=tuple(names), shared_bytes=matrix)
 
 
 def delta(old: str, new: str, output: str, force: bool = False, progress: Progress = silent) -> DeltaReport:

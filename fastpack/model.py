@@ -338,6 +338,16 @@ class DiffReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedReport(Report):
+    """What archives have in common: row i, column j of `shared_bytes` are the bytes of i's frames that j has too."""
+
+    archives: tuple[str, ...]
+    archive_ids: tuple[str, ...]
+    shared_bytes: tuple[tuple[int, ...], ...]
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaReport(Report):
     """What `delta` wrote. Sizes in bytes, of the delta and of the new archive."""
 

@@ -81,6 +81,17 @@ def test_diff_names_what_changed(pair: tuple[str, str], tmp_path: Path) -> None:
     assert 0 <= delta.delta_bytes - report.shipped_bytes < 1000
 
 
+def test_what_archives_share(fastpack: Run, pair: tuple[str, str]) -> None:
+    old, new = pair
+    done = fastpack("diff", "--shared", old, new, old, "--json")
+    assert done.code == 0
+    rows = done.json["result"]["shared_bytes"]
+    assert rows[0] == rows[2] and rows[0][0] == rows[0][2] > rows[0][1] > 0.9 * rows[0][0]
+    assert rows[0][1] == rows[1][0] and rows[1][1] > rows[1][0]
+    assert len(fastpack("diff", "--shared", old, new).out.splitlines()) == 2
+    assert fastpack("diff", old).code == 2 == fastpack("diff", old, new, old).code
+
+
 @settings(deadline=None, max_examples=15)
 @given(edits)
 def test_any_edits_come_through_a_delta(tmp_path_factory: pytest.TempPathFactory, todo: list[tuple[str, int]]) -> None:
