@@ -56,14 +56,17 @@ class Writer:
 def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:
     """Up to `n_bytes` bytes at an offset, for what is read once: pages that were not in the cache do not stay."""
     out = bytearray(n_bytes)
+    brought_in = True
     try:
         if os.preadv(descriptor, [out], offset, os.RWF_NOWAIT) == n_bytes:
             return memoryview(out)
-    except (OSError, AttributeError):  # not in the cache, or a system that does not tell
+    except BlockingIOError:
         pass
+    except (OSError, AttributeError):  # a file system or a system that does not tell
+        brought_in = False
     n_read = 0
     while n_read < n_bytes and (n := os.preadv(descriptor, [memoryview(out)[n_read:]], offset + n_read)):
         n_read += n
-    if hasattr(os, "posix_fadvise"):
+    if brought_in:
         os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_DONTNEED)
     return memoryview(out)[:n_read]

@@ -55,3 +55,24 @@ def test_a_write_that_finds_no_room_says_so() -> None:
             pagecache.Writer().write(descriptor, bytes(2 << 20), 0)
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), BlockingIOError(), AttributeError()])
+def test_a_read_where_the_cache_cannot_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Only what was not in the cache is taken out of it again."""
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 1000)
+    preadv, dropped = os.preadv, []
+
+    def ask(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise error
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", ask)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: dropped.append(arguments))
+    with path.open("rb") as file:
+        assert bytes(pagecache.read(file.fileno(), 2000, 3)) == b"abc" * 666 + b"ab"
+    assert bool(dropped) is isinstance(error, BlockingIOError)
