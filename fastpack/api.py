@@ -13,6 +13,7 @@ from fastpack import packing as _packing
 from fastpack import relocating as _relocating
 from fastpack import unpacking as _unpacking
 from fastpack import verifying as _verifying
+from fastpack.cache import DEFAULT_BYTES
 from fastpack.model import (
     ApplyReport,
     DeltaReport,
@@ -61,6 +62,8 @@ def _options(
     base: str | None = None,
     base_id: str | None = None,
     reuse_any: bool = False,
+    cache: str | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
 ) -> _packing.Options:
     return _packing.Options(
         output=None if output is None else os.fspath(output),
@@ -80,6 +83,8 @@ def _options(
         base=None if base is None else os.fspath(base),
         base_id=base_id,
         reuse_any=reuse_any,
+        cache=None if cache is None else os.fspath(cache),
+        cache_bytes=cache_bytes,
     )
 
 
@@ -113,6 +118,8 @@ def pack(
     base: str | None = None,
     base_id: str | None = None,
     reuse_any: bool = False,
+    cache: str | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
 ) -> PackReport:
     """Pack a conda environment into one archive. The keywords are those of ``conda_pack.pack``, and ours.
 
@@ -128,6 +135,7 @@ def pack(
     base : an earlier archive: frames whose bytes did not change are copied from it.
     base_id : refuse any base but the archive with this id.
     reuse_any : copy frames of another compression level or other libraries too.
+    cache, cache_bytes : a directory that keeps the frames of all environments, and how large it may be.
     compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip 0 to 9 (default 4).
     n_threads : 0 or -1 for all cores.
     filters : ``("exclude" | "include", pattern)``, applied in order.
@@ -163,7 +171,7 @@ def pack(
         _options(
             output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
             ignore_editable_packages, verify_source, prefix_is_unique, strict, pad, external_links, base,
-            base_id, reuse_any,
+            base_id, reuse_any, cache, cache_bytes,
         ),
     )  # fmt: skip
 

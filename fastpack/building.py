@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fastpack import container, digest
 from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
 from fastpack.base import Base
+from fastpack.cache import Cache
 from fastpack.codec import Codec
 from fastpack.model import DiskFile, Kind
 from fastpack.native import kernel
@@ -27,7 +28,7 @@ class Built:
     """A frame ready to be written, and what was learnt of the members in it, piece by piece."""
 
     packed: bytes | memoryview
-    reused: bool  # whether the base had it
+    reused: bool  # whether base or cache had it
     plain_bytes: int
     digest: bytes
     packed_digest: bytes
@@ -51,10 +52,18 @@ class _Place(NamedTuple):
 
 
 @contextmanager
-def builder(plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base) -> Iterator[Builder]:
-    """What builds a plan's frames; `prefixes` are those that a ``.pyc`` may name, `base` has frames to use again."""
+def builder(
+    plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None
+) -> Iterator[Builder]:
+    """What builds a plan's frames.
+
+    Parameters
+    ----------
+    prefixes : those that a ``.pyc`` may name.
+    base, cache : frames to use again.
+    """
     with open_folder(plan.environment.prefix) as folder:
-        yield Builder(plan, codec, level, prefixes, base, folder)
+        yield Builder(plan, codec, level, prefixes, base, cache, folder)
 
 
 class Builder:
@@ -65,13 +74,15 @@ class Builder:
     """
 
     def __init__(
-        self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, folder: int
-    ) -> None:
+        self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None,
+        folder: int,
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._codec = codec
         self._level = level
         self._prefixes = prefixes
         self._base = base
+        self._cache = cache
         self._folder = folder
         self._root = plan.arcroot + "/" if plan.arcroot else ""
         self._mtimes: dict[str, int] = {}
@@ -107,7 +118,11 @@ class Builder:
             hashed += found
         name = digest.frame_digest(hashed)
         known = self._base.packed(name, len(plain))
+        if known is None and self._cache is not None:
+            known = self._cache.packed(name)
         packed = self._codec.compress(plain, self._level) if known is None else known
+        if known is None and self._cache is not None:
+            self._cache.keep(name, packed)
         return Built(
             packed, known is not None, len(plain), name, digest.blake(packed), slices, mtimes,
             sum(place.stop - place.start for place in places), self._count_naming(places, plain),

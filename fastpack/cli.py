@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastpack.model import (
         ApplyReport,
         BenchReport,
+        CacheReport,
         CatReport,
         DeltaReport,
         DiffReport,
@@ -95,6 +96,8 @@ _ignore_requirements = click.option(
 @click.option("--base", metavar="ARCHIVE", help="Copy what did not change from an earlier archive.")
 @click.option("--base-id", metavar="ID", help="Refuse any base but the archive with this id.")
 @click.option("--reuse-any", is_flag=True, help="Copy from a base of another level or other libraries too.")
+@click.option("--cache", envvar="FASTPACK_CACHE", metavar="DIR", help="Keep compressed frames for later packs there.")
+@click.option("--cache-size", default="20G", show_default=True, metavar="SIZE", help="How large the cache may be.")
 @click.option("--ignore-missing-files", is_flag=True, help="Go on when files of packages are missing.")
 @click.option("--ignore-editable-packages", is_flag=True, help="Go on when packages are installed in place.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
@@ -109,7 +112,7 @@ def pack(
     context: click.Context, prefix: str | None, name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
     include: tuple[str, ...], force: bool, base: str | None, base_id: str | None, reuse_any: bool,
-    ignore_missing_files: bool, ignore_editable_packages: bool,
+    cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
     verify_source: bool, prefix_is_unique: bool, pad: tuple[str, ...], external_links: str | None, strict: bool,
     quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -118,6 +121,7 @@ def pack(
 
     def work() -> PackReport:
         from fastpack import packing  # noqa: PLC0415 (numpy and the rest are for this command alone)
+        from fastpack.cache import parse_size  # noqa: PLC0415
         from fastpack.environment import Environment  # noqa: PLC0415
         from fastpack.errors import UsageError  # noqa: PLC0415
 
@@ -134,7 +138,7 @@ def pack(
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
             ignore_editable_packages=ignore_editable_packages, verify_source=verify_source,
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
-            base=base, base_id=base_id, reuse_any=reuse_any,
+            base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
         )  # fmt: skip
         return packing.pack(env, options, console.progress)
 
@@ -403,6 +407,30 @@ def demo(channel: str | None, work: str | None, as_json: bool, specs: tuple[str,
 
     started = time.monotonic()
     run(console, do, lambda report: console.say(f"all of it in {time.monotonic() - started:.1f} s"))
+
+
+@cli.command()
+@click.argument("action", type=click.Choice(["info", "clean", "verify"]))
+@click.argument("directory", envvar="FASTPACK_CACHE")
+@click.option("--cache-size", default="0", metavar="SIZE", help="With clean: what may stay (default: nothing).")
+@_json
+def cache(action: str, directory: str, cache_size: str, as_json: bool) -> None:
+    """Say what a cache of frames holds (info), empty it (clean), or find and remove what is damaged (verify)."""
+    console = Console("cache", False, as_json)
+
+    def work() -> CacheReport:
+        from fastpack import cache as frames  # noqa: PLC0415
+
+        if action == "clean":
+            return frames.clean(directory, frames.parse_size(cache_size))
+        return frames.verify(directory) if action == "verify" else frames.info(directory)
+
+    def describe(report: CacheReport) -> None:
+        console.show(f"{report.root}: {report.n_frames} frames, {size(report.n_bytes)}")
+        if report.n_removed_frames:
+            console.show(f"removed: {report.n_removed_frames} frames, {size(report.removed_bytes)}")
+
+    run(console, work, describe)
 
 
 @cli.command()

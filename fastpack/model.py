@@ -380,6 +380,24 @@ class ApplyReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class CacheReport(Report):
+    """What is in a cache of frames, and what was removed from it; `rotten` names frames that were damaged."""
+
+    root: str
+    n_frames: int
+    n_bytes: int
+    n_removed_frames: int
+    removed_bytes: int
+    rotten: tuple[str, ...]
+    warnings: tuple[Warned, ...] = field(default=())
+
+    def failure(self) -> FastpackError | None:
+        if not self.rotten:
+            return None
+        return VerifyFailed(f"{len(self.rotten)} frames were damaged, and are removed", path=self.root)
+
+
+@dataclass(frozen=True, slots=True)
 class BenchReport(Report):
     """What `bench` measured. `tools` have name, version, commands, `archive_bytes`, samples and what was checked.
 

@@ -16,6 +16,7 @@ from fastpack._place_py import ascii_only, check_pad, content_mtime
 from fastpack._version import VERSION
 from fastpack.base import Base, Groups, by_group, compare, open_base
 from fastpack.building import Builder, builder
+from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
@@ -33,7 +34,7 @@ class Options:
     """How to pack. `output` None means ``NAME.<format>`` in the working directory, ``-`` standard output.
 
     `base` is an earlier archive whose frames are used again; None: the one that `force` replaces. `base_id` and
-    `reuse_any` are `open_base`'s.
+    `reuse_any` are `open_base`'s. `cache` is a directory of frames, `cache_bytes` what it may have in the end.
     """
 
     output: str | None = None
@@ -53,6 +54,8 @@ class Options:
     base: str | None = None
     base_id: str | None = None
     reuse_any: bool = False
+    cache: str | None = None
+    cache_bytes: int = DEFAULT_BYTES
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -117,13 +120,16 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
             hint="leave them out with --exclude, or pack without --strict",
         )
     replaced = output if options.force and output != "-" else None
+    cache = None if options.cache is None else Cache(options.cache, options.cache_bytes, codec, level)
     with open_base(options.base, replaced, codec, level, options.base_id, options.reuse_any) as base:
         with (
-            builder(plan, codec, level, examination.prefixes.plain, base) as built,
+            builder(plan, codec, level, examination.prefixes.plain, base, cache) as built,
             _opened(output, options.force) as out,
         ):
             written = _write(plan, built, codec, level, threads, out, progress)
-        return _report(plan, codec, output, written, examination, base, time.monotonic() - started)
+        if cache is not None:
+            cache.trim()
+        return _report(plan, codec, output, written, examination, base, cache, time.monotonic() - started)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -280,14 +286,15 @@ def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
 
 
 def _report(
-    plan: Plan, codec: Codec, output: str, written: _Written, examination: Examination, base: Base, elapsed: float
-) -> PackReport:
+    plan: Plan, codec: Codec, output: str, written: _Written, examination: Examination, base: Base,
+    cache: Cache | None, elapsed: float,
+) -> PackReport:  # fmt: skip
     members, n_naming = written.members, written.n_naming
     kinds = Counter(member.kind for member in members)
     verdicts = Counter(member.verdict for member in members if member.verdict)
     relocated = {file.path for file in plan.relocated}
     verdicts.update(f"{m.verdict} with a prefix" for m in members if m.verdict and m.path in relocated)
-    warnings = [*plan.warnings, *base.warnings()]
+    warnings = [*plan.warnings, *base.warnings(), *(cache.warnings() if cache else [])]
     if n_naming:
         warnings.append(
             Warned("pyc-prefix", None, f"{n_naming} .pyc files state the source prefix in their tracebacks' file names")

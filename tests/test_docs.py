@@ -33,7 +33,7 @@ REPORTS = {
     "pack": model.PackReport, "unpack": model.UnpackReport, "relocate": model.RelocateReport,
     "verify": model.VerifyReport, "inspect": model.InspectReport, "ls": model.ListReport, "cat": model.CatReport,
     "status": model.StatusReport, "bench": model.BenchReport, "diff": model.DiffReport,
-    "delta": model.DeltaReport, "apply": model.ApplyReport,
+    "delta": model.DeltaReport, "apply": model.ApplyReport, "cache": model.CacheReport,
 }  # fmt: skip
 
 
