@@ -68,7 +68,7 @@ def measure(prefix: str, name: str, tools: Sequence[Tool], options: Options) -> 
     return {**report, "prefix": name}
 
 
-def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dict[str, Any]]]) -> str:
+def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dict[str, Any]]], options: str) -> str:
     """README.md of a run."""
     first = next(iter(results.values()))
     machine = first["machine"]
@@ -76,9 +76,9 @@ def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dic
         f"# fastpack {first['fastpack']}, {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']} {machine['kernel']}",
         "",
-        f"Made by `python benchmarks/run.py {' '.join(results)}`. Medians; raw samples are in the JSON files. CPU is "
-        "user and system time; MB is the memory of a command's largest process. Rounds alternate; before each "
-        "command its input was read once and the disk was left with nothing to write.",
+        f"Made by `python benchmarks/run.py {' '.join(results)} {options}`. Medians; raw samples are in the JSON "
+        "files. CPU is user and system time; MB is the memory of a command's largest process. Rounds alternate; "
+        "before each command its input was read once and the disk was left with nothing to write.",
         "",
     ]
     for name, report in results.items():
@@ -169,7 +169,8 @@ def main() -> None:
                 }
                 (out / f"{name}-scaling.json").write_text(json.dumps(curves[name], indent=1) + "\n")
     _draw(results, curves, out)
-    (out / "README.md").write_text(summary(results, curves))
+    rounds = f"--rounds {arguments.rounds}" + (f" --slow-rounds {few}" if (few := arguments.slow_rounds) else "")
+    (out / "README.md").write_text(summary(results, curves, f"{rounds} --threads {arguments.threads}"))
     print(out / "README.md")
 
 
