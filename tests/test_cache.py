@@ -132,10 +132,9 @@ def test_eight_packs_at_once_some_killed(env: str, tmp_path: Path) -> None:
             time.sleep(rng.uniform(0.1, 0.4))
             process.send_signal(signal.SIGKILL)
         for process, out in zip(running, outputs, strict=True):
-            if process.wait(120) == 0:
+            assert process.wait(120) in (0, -signal.SIGKILL)
+            if process.returncode == 0 or os.path.exists(out):  # the kill may come when all is done
                 assert Path(out).read_bytes() == Path(fresh).read_bytes()
-            else:
-                assert process.returncode == -signal.SIGKILL and not os.path.exists(out)
     assert cache.verify(root).rotten == ()
 
 
