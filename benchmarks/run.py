@@ -90,8 +90,11 @@ def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dic
             "Ratios of medians, below 1 is faster than:", "", "| | pack | archive | unpack |", "|---|---|---|---|",
             *_ratios(report), "",
         ]  # fmt: skip
+        lines += [
+            f"Failed: {tool['name']} ({tool['failed']})" for tool in report["tools"] if tool["failed"] is not None
+        ]
         lines += [f"Does not work where it was unpacked: {tool['name']} ({tool['checked']['error']})"
-                  for tool in report["tools"] if tool["checked"]["works"] is False]  # fmt: skip
+                  for tool in report["tools"] if tool["checked"].get("works") is False]  # fmt: skip
     for name, reports in scaling.items():
         lines += [f"## Threads, {name}", "", f"![scaling]({name}-scaling.png)", "", "| | threads | pack s | unpack s |",
                   "|---|---|---|---|"]  # fmt: skip

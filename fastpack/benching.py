@@ -124,12 +124,20 @@ class _Measured:
     unpack: list[tuple[float, float, float, int]] = field(default_factory=list)
     archive_bytes: int | None = None
     checked: dict[str, object] = field(default_factory=dict)
+    failed: str | None = None  # why it could not do it
+
+    def warnings(self) -> Iterator[Warned]:
+        if self.failed is not None:
+            yield Warned("does-not-work", None, f"{self.tool.name} failed: {self.failed}")
+        if self.checked.get("works") is False:
+            text = f"{self.tool.name}: what it unpacked does not work ({self.checked['error']})"
+            yield Warned("does-not-work", None, text)
 
     def as_dict(self) -> dict[str, object]:
         return {
             "name": self.tool.name, "version": self.version, "pack_command": self.tool.pack,
             "unpack_command": self.tool.unpack, "archive_bytes": self.archive_bytes, "pack": self.pack,
-            "unpack": self.unpack, "checked": self.checked,
+            "unpack": self.unpack, "checked": self.checked, "failed": self.failed,
         }  # fmt: skip
 
 
@@ -140,7 +148,8 @@ def bench(prefix: str, options: Options, tools: Sequence[Tool] = TOOLS, progress
     ------
     UsageError : no such tool.
     NoSpace : two trees and an archive would not fit.
-    BenchFailed : a command failed, or what fastpack unpacked is not the environment or does not work.
+    BenchFailed : fastpack failed, or what it unpacked is not the environment or does not work. Where another tool
+        fails, that is its result.
     """
     prefix = os.path.abspath(prefix)
     if not os.path.isdir(prefix):
@@ -158,14 +167,18 @@ def bench(prefix: str, options: Options, tools: Sequence[Tool] = TOOLS, progress
         runs = [(k, row) for k in range(options.rounds) for row in results if k < (row.tool.rounds or options.rounds)]
         for done, (k, row) in enumerate(runs):
             progress("bench", done * n_bytes, len(runs) * n_bytes, row.tool.name)
-            _run_once(row, places[row.tool.name], source, options.check if k == 0 else None)
+            if row.failed is not None:
+                continue
+            try:
+                _run_once(row, places[row.tool.name], source, options.check if k == 0 else None)
+            except BenchFailed as error:
+                if "fastpack" in row.tool.needs:
+                    raise
+                row.failed = str(error).replace(work, "")
     return BenchReport(
         prefix=prefix, fastpack=VERSION, n_files=len(source), n_bytes=n_bytes, n_threads=threads,
         rounds=options.rounds, machine=machine(), check=options.check, tools=tuple(row.as_dict() for row in results),
-        warnings=tuple(
-            Warned("does-not-work", None, f"{row.tool.name}: what it unpacked does not work ({row.checked['error']})")
-            for row in results if row.checked["works"] is False
-        ),
+        warnings=tuple(warned for row in results for warned in row.warnings()),
     )  # fmt: skip
 
 
@@ -185,7 +198,11 @@ def table(tools: Iterable[dict[str, Any]]) -> Iterator[str]:
             cells += [f"{m:.{digits}f}" if (m := median(samples, k)) is not None else "" for k, digits in _COLUMNS]
             if name == "pack":
                 cells.append(f"{tool['archive_bytes'] / 1e6:.0f}" if tool["archive_bytes"] else "")
-        yield "| " + " | ".join([*cells, str(tool["checked"]["naming_the_source"])]) + " |"
+        yield "| " + " | ".join([*cells, _last_cell(tool)]) + " |"
+
+
+def _last_cell(tool: dict[str, Any]) -> str:
+    return "failed" if tool["failed"] is not None else str(tool["checked"].get("naming_the_source", ""))
 
 
 #: Columns of wall, CPU and MB, and the digits they are given with.

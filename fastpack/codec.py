@@ -38,6 +38,8 @@ class Codec(Protocol):
         """The libraries the compressed bytes depend on."""
 
 
+#: Which library, strategy and window a level means. Raised with every change: frames of other rules are not mixed.
+_RULES = "1"
 #: A frame that a sample says shrinks to less than this gets two hash tables, any other one.
 _WORTH_MORE = 0.4
 #: The sample: so many bytes from each of so many places.
@@ -105,7 +107,8 @@ class Zstd:
         return plain
 
     def versions(self) -> dict[str, str]:
-        return {"zstandard": zstandard.__version__, "zstd": ".".join(map(str, zstandard.ZSTD_VERSION))}
+        version = ".".join(map(str, zstandard.ZSTD_VERSION))
+        return {"rules": _RULES, "zstandard": zstandard.__version__, "zstd": version}
 
 
 class Gzip:
@@ -144,7 +147,8 @@ class Gzip:
             import zlib_ng  # noqa: PLC0415
         except ImportError:
             return {}
-        return {"isal": str(isal.__version__), "zlib-ng": str(zlib_ng.__version__), "vectors": _vectors()}
+        versions = {"isal": str(isal.__version__), "zlib-ng": str(zlib_ng.__version__)}
+        return {"rules": _RULES, **versions, "vectors": _vectors()}
 
 
 #: The highest level that igzip is used for.

@@ -47,10 +47,18 @@ def test_tools_are_measured_and_what_they_unpack_is_checked(made: str, tmp_path:
         (Tool("x", ".x", 'echo > "$ARCHIVE"', "kill -9 $$", ("sh",), "echo 1.2"), "-9"),
     ],
 )
-def test_a_command_that_fails_ends_it(made: str, tmp_path: Path, tool: Tool, says: str) -> None:
-    with pytest.raises(errors.BenchFailed) as error:
+def test_a_rival_that_fails_is_said_and_the_others_go_on(made: str, tmp_path: Path, tool: Tool, says: str) -> None:
+    report = benching.bench(made, Options(2, check=WORKS, work=str(tmp_path)), (tool, COPIES))
+    failed, copies = report.tools
+    assert says in failed["failed"] and failed["unpack"] == [] and len(copies["unpack"]) == 2
+    assert [warning.code for warning in report.warnings] == ["does-not-work"] and says in report.warnings[0].message
+    assert list(benching.table(report.tools))[2].endswith("| failed |")
+
+
+def test_fastpack_failing_ends_it(made: str, tmp_path: Path) -> None:
+    tool = dataclasses.replace(fastpack_tool("fastpack", ".tar.zst"), pack="fastpack pack -p /nothing/here")
+    with pytest.raises(errors.BenchFailed, match="ended with"):
         benching.bench(made, Options(1, check=WORKS, work=str(tmp_path)), (tool,))
-    assert says in str(error.value)
 
 
 def test_what_fastpack_loses_is_found(made: str, tmp_path: Path) -> None:
