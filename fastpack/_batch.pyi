@@ -1,12 +1,16 @@
+from array import array
 from typing import Any
 
 from typing_extensions import Buffer
 
+from fastpack._batch_py import Names
+
 __test__: dict[str, Any]
 
+def list_folder(folder: int) -> tuple[list[str], array[int]]: ...
 def read_files(
     folder: int,
-    names: list[bytes],
+    names: Names,
     sizes: Buffer,
     mtimes: Buffer,
     offsets: Buffer,
@@ -15,11 +19,18 @@ def read_files(
     out: Buffer,
 ) -> list[tuple[int, int]]: ...
 def write_files(
-    folder: int, names: list[bytes], data: Buffer, starts: Buffer, lengths: Buffer, modes: Buffer, mtimes: Buffer
+    folder: int,
+    names: Names,
+    data: Buffer,
+    starts: Buffer,
+    lengths: Buffer,
+    modes: Buffer,
+    mtimes: Buffer,
 ) -> list[tuple[int, int]]: ...
+def fill_zeros(starts: Buffer, lengths: Buffer, out: Buffer) -> None: ...
 def tar_headers(
-    names: list[bytes],
-    targets: list[bytes],
+    names: Names,
+    targets: Names,
     kinds: Buffer,
     modes: Buffer,
     sizes: Buffer,

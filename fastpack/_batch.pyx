@@ -1,26 +1,140 @@
 # cython: language_level=3
-"""Many small files at once: read, written, and their tar headers. Contracts stand in ``_batch_py.py``, the twin.
+"""Many files at once: listed, read, written, and their tar headers. Contracts stand in ``_batch_py.py``, the twin.
 
 Validation happens with the GIL, the loops run without it: what a file costs is what the kernel takes for it.
 """
+
+import os
+from array import array
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memset
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    void *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    bytes PyUnicode_EncodeFSDefault(object text)
+    str PyUnicode_DecodeFSDefault(const char *text)
+
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <dirent.h>
     #include <fcntl.h>
+    #include <stdlib.h>
+    #include <string.h>
     #include <sys/stat.h>
     #include <sys/types.h>
     #include <unistd.h>
     #include <errno.h>
     #include <stdint.h>
     #include <time.h>
+
+    typedef struct {
+        char *names;          /* one behind the other, each with its NUL */
+        int64_t n_bytes;      /* of them */
+        const char **sorted;  /* by bytes */
+        int64_t count;
+        int64_t *rows;        /* count * 7 */
+    } fp_listing;
+
+    static void fp_forget(fp_listing *listing) {
+        free(listing->names);
+        free(listing->sorted);
+        free(listing->rows);
+    }
+
+    static int fp_by_bytes(const void *one, const void *two) {
+        return strcmp(*(const char *const *)one, *(const char *const *)two);
+    }
+
+    #if defined(__APPLE__)
+    #define FP_MTIME st_mtimespec
+    #define FP_CTIME st_ctimespec
+    #else
+    #define FP_MTIME st_mtim
+    #define FP_CTIME st_ctim
+    #endif
+
+    /* 0, or an errno, with the index of the name it is about in *where, or -1 for the directory */
+    static int fp_list(int folder, fp_listing *listing, int64_t *where) {
+        int64_t room = 0, k;
+        int code = 0;
+        char *name;
+        DIR *entries;
+        int descriptor = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        memset(listing, 0, sizeof *listing);
+        *where = -1;
+        if (descriptor < 0)
+            return errno;
+        entries = fdopendir(descriptor);
+        if (entries == NULL) {
+            code = errno;
+            close(descriptor);
+            return code;
+        }
+        for (;;) {
+            struct dirent *entry;
+            int64_t length;
+            errno = 0;
+            entry = readdir(entries);
+            if (entry == NULL) {
+                code = errno;
+                break;
+            }
+            if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+                continue;
+            length = (int64_t)strlen(entry->d_name) + 1;
+            if (listing->n_bytes + length > room) {
+                char *more;
+                room = 2 * (room + length) + 4096;
+                more = realloc(listing->names, (size_t)room);
+                if (more == NULL) {
+                    code = ENOMEM;
+                    break;
+                }
+                listing->names = more;
+            }
+            memcpy(listing->names + listing->n_bytes, entry->d_name, (size_t)length);
+            listing->n_bytes += length;
+            listing->count++;
+        }
+        if (code == 0 && listing->count) {
+            listing->sorted = malloc((size_t)listing->count * sizeof(char *));
+            listing->rows = malloc((size_t)listing->count * 7 * sizeof(int64_t));
+            if (listing->sorted == NULL || listing->rows == NULL)
+                code = ENOMEM;
+        }
+        if (code == 0 && listing->count) {
+            name = listing->names;
+            for (k = 0; k < listing->count; k++, name += strlen(name) + 1)
+                listing->sorted[k] = name;
+            qsort(listing->sorted, (size_t)listing->count, sizeof(char *), fp_by_bytes);
+            for (k = 0; k < listing->count; k++) {
+                struct stat info;
+                int64_t *row = listing->rows + 7 * k;
+                if (fstatat(descriptor, listing->sorted[k], &info, AT_SYMLINK_NOFOLLOW) != 0) {
+                    code = errno;
+                    *where = k;
+                    break;
+                }
+                row[0] = (int64_t)info.st_mode;
+                row[1] = (int64_t)info.st_size;
+                row[2] = (int64_t)info.FP_MTIME.tv_sec * 1000000000 + info.FP_MTIME.tv_nsec;
+                row[3] = (int64_t)info.FP_CTIME.tv_sec * 1000000000 + info.FP_CTIME.tv_nsec;
+                row[4] = (int64_t)info.st_ino;
+                row[5] = (int64_t)info.st_dev;
+                row[6] = (int64_t)info.st_nlink;
+            }
+        }
+        closedir(entries);
+        return code;
+    }
 
     /* 0; an errno; or -1 for a file that is not a regular one of that size and time (mtime in nanoseconds) */
     static int fp_read_one(int folder, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
@@ -50,7 +164,7 @@ cdef extern from *:
             if (fstat(descriptor, &info) != 0)
                 status = errno;
             else if (!S_ISREG(info.st_mode) || info.st_size != size
-                     || (int64_t)info.st_mtim.tv_sec * 1000000000 + info.st_mtim.tv_nsec != mtime)
+                     || (int64_t)info.FP_MTIME.tv_sec * 1000000000 + info.FP_MTIME.tv_nsec != mtime)
                 status = -1;
         }
         close(descriptor);
@@ -87,6 +201,13 @@ cdef extern from *:
         return status;
     }
     """
+    ctypedef struct fp_listing:
+        const char **sorted
+        int64_t count
+        int64_t *rows
+
+    int fp_list(int folder, fp_listing *listing, int64_t *where) noexcept nogil
+    void fp_forget(fp_listing *listing) noexcept nogil
     int fp_read_one(int folder, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
                     uint8_t *out) noexcept nogil
     int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
@@ -94,25 +215,41 @@ cdef extern from *:
 
 cdef enum:
     BLOCK = 512
-    NAME = 100
+    NAME_BYTES = 100
 
 
-cdef const char **name_table(list names) except? NULL:
-    """The names as C strings, which live as long as the list does."""
+cdef struct Name:
+    const char *text
+    size_t length
+
+
+cdef Name *name_table(list names, list encoded) except? NULL:
+    """The names as C strings, which live as long as both lists do."""
     cdef size_t count = len(names)
     cdef size_t i
-    cdef const char **table = <const char **>malloc((count + 1) * sizeof(char *))
+    cdef Name *table = <Name *>malloc((count + 1) * sizeof(Name))
     if table == NULL:
         raise MemoryError
-    for i in range(count):
-        name = names[i]
-        if type(name) is not bytes:
-            free(table)
-            raise TypeError("a name is not bytes")
-        table[i] = PyBytes_AS_STRING(name)
-        if memchr(table[i], 0, <size_t>PyBytes_GET_SIZE(name)) != NULL:
-            free(table)
-            raise ValueError("a NUL in a name")
+    try:
+        for i in range(count):
+            name = names[i]
+            if type(name) is str:
+                if PyUnicode_IS_COMPACT_ASCII(name):
+                    table[i].text = <const char *>PyUnicode_DATA(name)
+                    table[i].length = <size_t>PyUnicode_GET_LENGTH(name)
+                else:
+                    name = PyUnicode_EncodeFSDefault(name)
+                    encoded.append(name)
+            elif type(name) is not bytes:
+                raise TypeError("a name is neither str nor bytes")
+            if type(name) is bytes:
+                table[i].text = PyBytes_AS_STRING(name)
+                table[i].length = <size_t>PyBytes_GET_SIZE(name)
+            if memchr(table[i].text, 0, table[i].length) != NULL:
+                raise ValueError("a NUL in a name")
+    except BaseException:
+        free(table)
+        raise
     return table
 
 
@@ -135,13 +272,34 @@ cdef list failures(const int32_t *status, size_t count):
     return found
 
 
+def list_folder(int folder):
+    cdef fp_listing listing
+    cdef int64_t where, i
+    cdef int code
+    with nogil:
+        code = fp_list(folder, &listing, &where)
+    try:
+        if code != 0:
+            if where >= 0:
+                raise OSError(code, os.strerror(code), PyUnicode_DecodeFSDefault(listing.sorted[where]))
+            raise OSError(code, os.strerror(code))
+        names = [PyUnicode_DecodeFSDefault(listing.sorted[i]) for i in range(listing.count)]
+        rows = array("q")
+        if listing.count:
+            rows.frombytes((<const uint8_t[:listing.count * 56]><const uint8_t *>listing.rows))
+        return names, rows
+    finally:
+        fp_forget(&listing)
+
+
 def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[::1] mtimes,
                const int64_t[::1] offsets, const int64_t[::1] starts, const int64_t[::1] lengths, uint8_t[::1] out):
     cdef size_t count = len(names)
     cdef size_t i
     cdef uint8_t nothing = 0
     cdef uint8_t *data = &out[0] if out.shape[0] else &nothing
-    cdef const char **table
+    cdef Name *table
+    cdef list encoded = []
     cdef int32_t *status
     check_pieces(count, starts, lengths, out.shape[0])
     if not (<size_t>sizes.shape[0] == <size_t>mtimes.shape[0] == <size_t>offsets.shape[0] == count):
@@ -151,14 +309,14 @@ def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[:
             raise ValueError("a negative offset")
     if count == 0:
         return []
-    table = name_table(names)
+    table = name_table(names, encoded)
     status = <int32_t *>malloc(count * sizeof(int32_t))
     try:
         if status == NULL:
             raise MemoryError
         with nogil:
             for i in range(count):
-                status[i] = fp_read_one(folder, table[i], sizes[i], mtimes[i], offsets[i], lengths[i],
+                status[i] = fp_read_one(folder, table[i].text, sizes[i], mtimes[i], offsets[i], lengths[i],
                                         data + starts[i])
         return failures(status, count)
     finally:
@@ -172,25 +330,37 @@ def write_files(int folder, list names, const uint8_t[::1] data, const int64_t[:
     cdef size_t i
     cdef uint8_t nothing = 0
     cdef const uint8_t *source = &data[0] if data.shape[0] else &nothing
-    cdef const char **table
+    cdef Name *table
+    cdef list encoded = []
     cdef int32_t *status
     check_pieces(count, starts, lengths, data.shape[0])
     if <size_t>modes.shape[0] != count or <size_t>mtimes.shape[0] != count:
         raise ValueError("tables of different lengths")
     if count == 0:
         return []
-    table = name_table(names)
+    table = name_table(names, encoded)
     status = <int32_t *>malloc(count * sizeof(int32_t))
     try:
         if status == NULL:
             raise MemoryError
         with nogil:
             for i in range(count):
-                status[i] = fp_write_one(folder, table[i], source + starts[i], lengths[i], <int>modes[i], mtimes[i])
+                status[i] = fp_write_one(folder, table[i].text, source + starts[i], lengths[i],
+                                         <int>modes[i], mtimes[i])
         return failures(status, count)
     finally:
         free(status)
         free(table)
+
+
+def fill_zeros(const int64_t[::1] starts, const int64_t[::1] lengths, uint8_t[::1] out):
+    cdef size_t count = <size_t>starts.shape[0]
+    cdef size_t i
+    check_pieces(count, starts, lengths, out.shape[0])
+    with nogil:
+        for i in range(count):
+            if lengths[i]:
+                memset(&out[starts[i]], 0, <size_t>lengths[i])
 
 
 cdef void octal(uint8_t *field, int digits, int64_t value) noexcept nogil:
@@ -226,24 +396,19 @@ def tar_headers(list names, list targets, const uint8_t[::1] kinds, const int64_
                 const int64_t[::1] sizes, const int64_t[::1] mtimes, const int64_t[::1] places, uint8_t[::1] out):
     cdef size_t count = len(names)
     cdef size_t i
-    cdef const char **name_of = NULL
-    cdef const char **target_of = NULL
-    cdef size_t *lengths = NULL
+    cdef Name *name_of = NULL
+    cdef Name *target_of = NULL
+    cdef list encoded = []
     if not (<size_t>len(targets) == <size_t>kinds.shape[0] == <size_t>modes.shape[0] == <size_t>sizes.shape[0]
             == <size_t>mtimes.shape[0] == <size_t>places.shape[0] == count):
         raise ValueError("tables of different lengths")
     if count == 0:
         return
     try:
-        name_of = name_table(names)
-        target_of = name_table(targets)
-        lengths = <size_t *>malloc(2 * count * sizeof(size_t))
-        if lengths == NULL:
-            raise MemoryError
+        name_of = name_table(names, encoded)
+        target_of = name_table(targets, encoded)
         for i in range(count):
-            lengths[2 * i] = <size_t>PyBytes_GET_SIZE(names[i])
-            lengths[2 * i + 1] = <size_t>PyBytes_GET_SIZE(targets[i])
-            if lengths[2 * i] > NAME or lengths[2 * i + 1] > NAME:
+            if name_of[i].length > NAME_BYTES or target_of[i].length > NAME_BYTES:
                 raise ValueError("a name of over 100 bytes")
             if places[i] < 0 or out.shape[0] < BLOCK or places[i] > out.shape[0] - BLOCK:
                 raise ValueError("a header lies outside of the buffer")
@@ -251,9 +416,8 @@ def tar_headers(list names, list targets, const uint8_t[::1] kinds, const int64_
                 raise ValueError("a number is too large for its field")
         with nogil:
             for i in range(count):
-                write_header(&out[places[i]], name_of[i], lengths[2 * i], target_of[i], lengths[2 * i + 1],
-                             kinds[i], modes[i], sizes[i], mtimes[i])
+                write_header(&out[places[i]], name_of[i].text, name_of[i].length, target_of[i].text,
+                             target_of[i].length, kinds[i], modes[i], sizes[i], mtimes[i])
     finally:
         free(name_of)
         free(target_of)
-        free(lengths)

@@ -1,14 +1,18 @@
 """Many small files at once, in plain Python: the contracts of ``_batch.pyx``, its oracle, and what stands in for it.
 
-Tables are buffers of 64-bit integers (``array('q')``, numpy's int64), one entry for each name; names are bytes below an
-open directory. A failure is (index, code): an errno, or `CHANGED`.
+Tables are buffers of 64-bit integers (``array('q')``, numpy's int64), one entry for each name; names, below an open
+directory, are str by surrogateescape or bytes. A failure is (index, code): an errno, or `CHANGED`.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections.abc import Sequence
+
+#: Names, or other texts.
+Names = list[str] | list[bytes] | list[str | bytes]
 
 #: Not a regular file of the size and time that were expected.
 CHANGED = -1
@@ -29,16 +33,43 @@ def _check(count: int, size: int, starts: Sequence[int], lengths: Sequence[int],
         raise ValueError("a piece lies outside of the buffer")
 
 
-def _check_name(name: bytes) -> bytes:
-    if not isinstance(name, bytes):
-        raise TypeError("a name is not bytes")
-    if b"\0" in name:
+def _check_name(name: str | bytes) -> bytes:
+    if not isinstance(name, str | bytes):
+        raise TypeError("a name is neither str nor bytes")
+    raw = os.fsencode(name)
+    if b"\0" in raw:
         raise ValueError("a NUL in a name")
-    return name
+    return raw
+
+
+#: The numbers that `list_folder` gives for each entry, in this order.
+LISTED = ("mode", "n_bytes", "mtime_ns", "ctime_ns", "inode", "device", "n_links")
+
+
+def list_folder(folder: int) -> tuple[list[str], array[int]]:
+    """What is in a directory, sorted by name's bytes, links not followed.
+
+    Returns
+    -------
+    Names, and one behind the other the numbers of each (`LISTED`), signed.
+
+    Raises
+    ------
+    OSError : with the entry's name, or without one if it is about the directory.
+    """
+    rows = array("q")
+    names = sorted(os.listdir(folder), key=os.fsencode)
+    for name in names:
+        info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        numbers = (
+            info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev, info.st_nlink,
+        )  # fmt: skip
+        rows.extend((number + (1 << 63)) % (1 << 64) - (1 << 63) for number in numbers)
+    return names, rows
 
 
 def read_files(
-    folder: int, names: list[bytes], sizes: Sequence[int], mtimes: Sequence[int], offsets: Sequence[int],
+    folder: int, names: Names, sizes: Sequence[int], mtimes: Sequence[int], offsets: Sequence[int],
     starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Read `lengths` bytes from `offsets` of each file to `starts` in `out`, and hold it against size and mtime.
@@ -81,7 +112,7 @@ def read_files(
 
 
 def write_files(
-    folder: int, names: list[bytes], data: bytes | bytearray | memoryview, starts: Sequence[int],
+    folder: int, names: Names, data: bytes | bytearray | memoryview, starts: Sequence[int],
     lengths: Sequence[int], modes: Sequence[int], mtimes: Sequence[int],
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Make new files from pieces of a buffer, with their modes and their times in seconds.
@@ -110,9 +141,17 @@ def write_files(
     return found
 
 
+def fill_zeros(starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview) -> None:
+    """Fill pieces of a buffer with zeros."""
+    view = memoryview(out).cast("B")
+    _check(len(starts), len(view), starts, lengths)
+    for start, length in zip(starts, lengths, strict=True):
+        view[start : start + length] = bytes(length)
+
+
 def tar_headers(
-    names: list[bytes], targets: list[bytes], kinds: bytes, modes: Sequence[int], sizes: Sequence[int],
-    mtimes: Sequence[int], places: Sequence[int], out: bytearray | memoryview,
+    names: Names, targets: Names, kinds: bytes, modes: Sequence[int], sizes: Sequence[int], mtimes: Sequence[int],
+    places: Sequence[int], out: bytearray | memoryview,
 ) -> None:  # fmt: skip
     """Write header blocks in GNU format: owner 0 without names; names as they are.
 
@@ -124,9 +163,9 @@ def tar_headers(
     view = memoryview(out).cast("B")
     if any(len(table) != len(names) for table in (targets, kinds, modes, sizes, mtimes, places)):
         raise ValueError("tables of different lengths")
-    rows = zip(names, targets, kinds, modes, sizes, mtimes, places, strict=True)
+    rows = zip(map(_check_name, names), map(_check_name, targets), kinds, modes, sizes, mtimes, places, strict=True)
     for name, target, kind, mode, size, mtime, place in rows:
-        if len(_check_name(name)) > NAME or len(_check_name(target)) > NAME:
+        if len(name) > NAME or len(target) > NAME:
             raise ValueError("a name of over 100 bytes")
         if not 0 <= place <= len(view) - BLOCK:
             raise ValueError("a header lies outside of the buffer")

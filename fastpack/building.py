@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,38 +18,36 @@ from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
 from fastpack.codec import Codec
-from fastpack.model import DiskFile, Kind
-from fastpack.native import kernel
+from fastpack.model import Kind
+from fastpack.native import batch, kernel
 from fastpack.parallel import Scratch
-from fastpack.plan import Piece, Plan, Planned, PlannedFrame, in_archive
+from fastpack.plan import Plan, Planned, PlannedFrame, in_archive
 from fastpack.reading import changed, open_folder, open_source, read_many
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A frame ready to be written, and what was learnt of the members in it, piece by piece."""
+    """A frame ready to be written, and what was learnt of the members in it, in columns."""
 
     packed: bytes | memoryview
     reused: bool  # whether base or cache had it
     plain_bytes: int
     digest: bytes
     packed_digest: bytes
-    slices: list[list[bytes]]  # digests of each piece's slices
-    mtimes: list[int | None]  # of the members that begin here
+    slices: list[bytes]  # digests of each member's slices in this frame; nothing for what is no file
+    mtimes: list[int]  # of the members that begin here
     source_bytes: int
     n_naming: int  # .pyc files that name the source prefix (until their co_filename is normalised)
 
 
-class _Place(NamedTuple):
-    """Where a piece lies in its frame: its header, its data, and the padding behind that."""
+class _Layout(NamedTuple):
+    """Where a frame's members lie in its buffer: each one's header, its data, and the padding behind that."""
 
-    piece: Piece
-    member: Planned
-    name: bytes  # with the arcroot
-    target: bytes
-    header: int
-    start: int
-    stop: int
+    names: Sequence[str | bytes]  # with the arcroot
+    targets: Sequence[str | bytes]
+    headers: list[int]
+    starts: list[int]
+    stops: list[int]
     end: int
 
 
@@ -96,27 +96,26 @@ class Builder:
 
     def build(self, frame: PlannedFrame) -> Built:
         """Read, bring into archive form, hash and compress one frame."""
-        places = list(self._lay_out(frame))
-        plain = self._scratch.view(places[-1].end)
-        self._read(places, plain)
-        slices: list[list[bytes]] = []
-        mtimes: list[int | None] = []
-        for place in places:
-            data = plain[place.start : place.stop]
-            found = digest.slice_digests(data) if place.member.kind is Kind.FILE else []
-            slices.append(found)
-            mtime = None
-            if place.piece.start == 0:
-                mtime = self._mtime(place.member, data, found)
-                if place.member.path in self._followed:
-                    self._mtimes[place.member.path] = mtime
-            mtimes.append(mtime)
-        self._write_headers(places, mtimes, plain)
-        hashed: list[bytes | memoryview] = []
-        for place, found in zip(places, slices, strict=True):
-            hashed.append(plain[place.header : place.start])
-            hashed += found
-        name = digest.frame_digest(hashed)
+        members = self._plan.members[frame.first : frame.last]
+        layout = self._lay_out(frame, members)
+        plain = self._scratch.view(layout.end)
+        self._read(frame, members, layout, plain)
+        pieces = [plain[start:stop] for start, stop in zip(layout.starts, layout.stops, strict=True)]
+        slices = [
+            digest.slice_digests(piece) if member.kind is Kind.FILE else b""
+            for member, piece in zip(members, pieces, strict=True)
+        ]
+        mtimes: list[int] = []
+        if not frame.start:
+            mtimes = [self._mtime(*row) for row in zip(members, pieces, slices, strict=True)]
+            self._mtimes.update(
+                (member.path, mtime)
+                for member, mtime in zip(members, mtimes, strict=True)
+                if member.path in self._followed
+            )
+            self._write_headers(members, layout, mtimes, plain)
+        headers = [plain[start:stop] for start, stop in zip(layout.headers, layout.starts, strict=True)]
+        name = digest.frame_digest(itertools.chain.from_iterable(zip(headers, slices, strict=True)))
         known = self._base.packed(name, len(plain))
         if known is None and self._cache is not None:
             known = self._cache.packed(name)
@@ -125,50 +124,61 @@ class Builder:
             self._cache.keep(name, packed)
         return Built(
             packed, known is not None, len(plain), name, digest.blake(packed), slices, mtimes,
-            sum(place.stop - place.start for place in places), self._count_naming(places, plain),
+            sum(map(len, pieces)), self._count_naming(members, layout, plain),
         )  # fmt: skip
 
-    def _lay_out(self, frame: PlannedFrame) -> Iterator[_Place]:
-        position = 0
-        for piece in frame.pieces:
-            member = self._plan.members[piece.member]
-            name, target = container.raw_names(member.kind, self._root, member.path, member.target)
-            header = position
-            if piece.start == 0:
-                position += container.header_bytes(name, target)
-            start = position
-            if member.kind is Kind.FILE:
-                position += piece.stop - piece.start
-            stop = position
-            if member.kind is Kind.FILE and piece.stop == member.n_bytes:
-                position += container.padding(member.n_bytes)
-            yield _Place(piece, member, name, target, header, start, stop, position)
+    def _lay_out(self, frame: PlannedFrame, members: Sequence[Planned]) -> _Layout:
+        kinds = [member.kind for member in members]
+        paths, targets = [member.path for member in members], [member.target for member in members]
+        names, targets_ = container.raw_names(kinds, self._root, paths, targets)
+        if frame.stop is not None:
+            (member,) = members
+            header = 0 if frame.start else container.header_bytes(names[0], targets_[0])
+            stop = header + frame.stop - frame.start
+            end = stop + (container.padding(member.n_bytes) if frame.stop == member.n_bytes else 0)
+            return _Layout(names, targets_, [0], [header], [stop], end)
+        starts, stops, ends = [], [], [0]
+        end = 0
+        for member, header in zip(members, map(container.header_bytes, names, targets_), strict=True):
+            start = end + header
+            stop = start + member.n_bytes
+            end = stop + container.padding(stop)
+            starts.append(start)
+            stops.append(stop)
+            ends.append(end)
+        return _Layout(names, targets_, ends[:-1], starts, stops, end)
 
-    def _read(self, places: list[_Place], plain: memoryview) -> None:
+    def _read(self, frame: PlannedFrame, members: Sequence[Planned], layout: _Layout, plain: memoryview) -> None:
         """Fill a frame's buffer with its files' data and padding; what is as it is on disk in one batch."""
-        pieces: list[tuple[DiskFile, int, int, int]] = []
-        for place in places:
-            member = place.member
-            if member.kind is not Kind.FILE:
-                continue
-            if member.source is not None and member.is_as_on_disk:
-                pieces.append((member.source, place.piece.start, place.stop - place.start, place.start))
-            else:
-                self._read_piece(member, place.piece, plain[place.start : place.stop])
-            plain[place.stop : place.end] = bytes(place.end - place.stop)
-        read_many(self._folder, self._plan.environment.prefix, pieces, plain)
-        for place in places:
-            if place.member.follows is not None and place.piece.start == 0:
-                self._follow(place.member.follows, plain[place.start : place.stop])
+        _, _, headers, starts, stops, end = layout
+        ends = [*headers[1:], end]
+        batch.fill_zeros(array("q", stops), array("q", map(operator.sub, ends, stops)), plain)
+        as_on_disk = [
+            (member.source, stop - start, start)
+            for member, start, stop in zip(members, starts, stops, strict=True)
+            if member.source is not None and member.is_as_on_disk
+        ]
+        if as_on_disk:
+            files, lengths, places = zip(*as_on_disk, strict=True)
+            offsets = [frame.start] * len(files)
+            read_many(self._folder, self._plan.environment.prefix, files, offsets, lengths, places, plain)
+        if len(as_on_disk) < len(members):
+            for member, start, stop in zip(members, starts, stops, strict=True):
+                if member.kind is Kind.FILE and not member.is_as_on_disk:
+                    self._read_piece(member, frame.start, plain[start:stop])
+        if members[0].is_pyc and not frame.start:
+            for member, start, stop in zip(members, starts, stops, strict=True):
+                if member.follows is not None:
+                    self._follow(member.follows, plain[start:stop])
 
-    def _read_piece(self, member: Planned, piece: Piece, data: memoryview) -> None:
+    def _read_piece(self, member: Planned, start: int, data: memoryview) -> None:
         """Fill a buffer with a piece of a file as it lies in the archive, but for the time that a ``.pyc`` states."""
         prefix = self._plan.environment.prefix
         if member.source is None:
-            data[:] = memoryview(member.content)[piece.start : piece.stop]
+            data[:] = memoryview(member.content)[start : start + len(data)]
             return
         with open_source(prefix, member.source) as (_, pread):
-            data[:] = in_archive(pread, member)(len(data), piece.start)
+            data[:] = in_archive(pread, member)(len(data), start)
         planned = self._plan.placed.get(member.path, member.archived)
         if planned is not None and len(data) == planned.n_bytes and digest.sha256(data) != planned.sha256:
             # What relocations.json says of it was found in the planning pass.
@@ -188,10 +198,10 @@ class Builder:
         if member.n_bytes > SMALL_FILE:
             return memoryview(b"")
         data = memoryview(bytearray(member.n_bytes))
-        self._read_piece(member, Piece(self._index[member.path], 0, member.n_bytes), data)
+        self._read_piece(member, 0, data)
         return data
 
-    def _mtime(self, member: Planned, data: memoryview, slices: list[bytes]) -> int:
+    def _mtime(self, member: Planned, data: memoryview, slices: bytes) -> int:
         """A member's time (DESIGN section 6): `data` and `slices` are the whole file's, if that is small."""
         if member.mtime is not None:
             return member.mtime
@@ -212,19 +222,19 @@ class Builder:
         key = mtime_key(member.n_bytes, head, tail)
         return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
 
-    def _write_headers(self, places: list[_Place], mtimes: list[int | None], plain: memoryview) -> None:
-        rows = [
-            (container.Header(place.member.kind, place.name, place.target, place.member.mode, place.member.n_bytes,
-                              mtime), place.header)
-            for place, mtime in zip(places, mtimes, strict=True)
-            if mtime is not None
-        ]  # fmt: skip
-        container.write_headers([header for header, _ in rows], [at for _, at in rows], plain)
+    def _write_headers(self, members: Sequence[Planned], layout: _Layout, mtimes: list[int], plain: memoryview) -> None:
+        headers = container.Headers(
+            [member.kind for member in members],
+            layout.names,
+            layout.targets,
+            [member.mode for member in members],
+            [member.n_bytes for member in members],
+            mtimes,
+        )
+        container.write_headers(headers, layout.headers, plain)
 
-    def _count_naming(self, places: list[_Place], plain: memoryview) -> int:
-        chosen = [place for place in places if place.member.is_pyc]
-        if not chosen:
+    def _count_naming(self, members: Sequence[Planned], layout: _Layout, plain: memoryview) -> int:
+        if not members[0].is_pyc:  # a frame has members of one class
             return 0
-        starts = array("q", [place.start for place in chosen])
-        lengths = array("q", [place.stop - place.start for place in chosen])
-        return sum(kernel.find_any(plain, starts, lengths, self._prefixes))
+        lengths = array("q", map(operator.sub, layout.stops, layout.starts))
+        return sum(kernel.find_any(plain, array("q", layout.starts), lengths, self._prefixes))

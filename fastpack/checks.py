@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastpack._place_py import RelocatedFile
 from fastpack.environment import Environment
@@ -102,12 +102,14 @@ def check_links(targets: dict[str, str], external: frozenset[str], policy: str, 
             warnings.append(Warned("external-link", path, f"a link out of the environment, kept: {targets[path]}"))
 
 
-def warn_collisions(paths: Iterable[str], warnings: list[Warned]) -> None:
+def warn_collisions(paths: Sequence[str], warnings: list[Warned]) -> None:
     """Names that differ only in case or Unicode form: one of them is lost on a file system that does not tell them."""
+    keys = [path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold() for path in paths]
+    if len(set(keys)) == len(keys):
+        return  # nearly always
     seen: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
-    for path in paths:
-        key = path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+    for path, key in zip(paths, keys, strict=True):
         other = seen.setdefault(key, path)
         if other != path:
             pairs.append((other, path))

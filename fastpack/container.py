@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastpack._batch_py import BLOCK, NAME, OCTAL
 from fastpack.errors import DamagedArchive
@@ -29,28 +30,41 @@ TYPES = {
 }
 
 
-class Header(NamedTuple):
-    """What a member's tar header says. Names as `raw_names` gives them; `n_bytes` of a file, `mtime` in seconds."""
+class Headers(NamedTuple):
+    """What members' tar headers say, in columns; names and targets as `raw_names` gives them, mtimes in seconds."""
 
-    kind: Kind
-    name: bytes
-    target: bytes
-    mode: int
-    n_bytes: int
-    mtime: int
-
-
-def raw_names(kind: Kind, root: str, path: str, target: str) -> tuple[bytes, bytes]:
-    """(name, target) as they stand in a member's header. `root` is the arcroot with its slash, or empty."""
-    name = os.fsencode(root + path)
-    if kind is Kind.DIRECTORY:
-        name += b"/"
-    if not target:
-        return name, b""
-    return name, os.fsencode(root + target if kind is Kind.HARDLINK else target)
+    kinds: Sequence[Kind]
+    names: Sequence[str | bytes]
+    targets: Sequence[str | bytes]
+    modes: Sequence[int]
+    sizes: Sequence[int]
+    mtimes: Sequence[int]
 
 
-def header_bytes(name: bytes, target: bytes) -> int:
+def raw_names(
+    kinds: Sequence[Kind], root: str, paths: Sequence[str], targets: Sequence[str]
+) -> tuple[Sequence[str | bytes], Sequence[str | bytes]]:
+    """(names, targets) as they stand in members' headers: text, which is ASCII, or bytes; so `len` is in bytes.
+
+    Parameters
+    ----------
+    root : the arcroot with its slash, or empty.
+    """
+    names = [root + path for path in paths] if root else paths
+    if Kind.DIRECTORY in kinds:
+        names = [f"{name}/" if kind is Kind.DIRECTORY else name for name, kind in zip(names, kinds, strict=True)]
+    if root and Kind.HARDLINK in kinds:
+        targets = [root + text if kind is Kind.HARDLINK else text for text, kind in zip(targets, kinds, strict=True)]
+    return _raw(names), _raw(targets)
+
+
+def _raw(texts: Sequence[str]) -> Sequence[str | bytes]:
+    if all(map(str.isascii, texts)):
+        return texts
+    return [text if text.isascii() else os.fsencode(text) for text in texts]
+
+
+def header_bytes(name: str | bytes, target: str | bytes) -> int:
     """The length of a member's header, with the GNU long-name members before it that it needs."""
     total = BLOCK
     for length in (len(name), len(target)):
@@ -59,63 +73,69 @@ def header_bytes(name: bytes, target: bytes) -> int:
     return total
 
 
-def write_headers(headers: Sequence[Header], places: Sequence[int], out: bytearray | memoryview) -> None:
+def write_headers(headers: Headers, places: Sequence[int], out: bytearray | memoryview) -> None:
     """Write members' headers into a buffer, each to its place, and `header_bytes` long.
 
     No PAX keywords (GNU tar warns of unknown ones for every entry), owner 0 without names, names as raw bytes.
     """
-    view = memoryview(out)
-    names: list[bytes] = []
-    targets: list[bytes] = []
-    types: list[bytes] = []
-    tables = modes, sizes, mtimes, at = array("q"), array("q"), array("q"), array("q")
+    kinds, names, targets, modes, numbers, mtimes = headers
+    if not names:
+        return
+    types = [TYPES[kind] for kind in kinds]
+    sizes = [n_bytes if kind is Kind.FILE else 0 for kind, n_bytes in zip(kinds, numbers, strict=True)]
+    fits = max(sizes) < OCTAL and min(mtimes) >= 0 and max(mtimes) < OCTAL
+    if not fits or max(map(len, names)) > NAME or max(map(len, targets)) > NAME:
+        rows = list(_plain_rows(headers, sizes, places, memoryview(out)))
+        types, names, targets, modes, sizes, mtimes, places = map(list, zip(*rows, strict=True)) if rows else [[]] * 7
+    batch.tar_headers(
+        list(names), list(targets), b"".join(types), array("q", modes), array("q", sizes), array("q", mtimes),
+        array("q", places), out,
+    )  # fmt: skip
 
-    def add(name: bytes, target: bytes, kind: bytes, mode: int, size: int, mtime: int, place: int) -> None:
-        names.append(name)
-        targets.append(target)
-        types.append(kind)
-        modes.append(mode)
-        sizes.append(size)
-        mtimes.append(mtime)
-        at.append(place)
 
-    for (kind, name, target, mode, n_bytes, mtime), start in zip(headers, places, strict=True):
+def _plain_rows(
+    headers: Headers, sizes: Sequence[int], places: Sequence[int], view: memoryview
+) -> Iterator[tuple[Any, ...]]:
+    """Write what is no plain header, and give the rows of those that are: what `tar_headers` takes.
+
+    A name that is too long stands, with a NUL, as the data of a member of its own before the member.
+    """
+    for kind, name, target, mode, _, mtime, size, start in zip(*headers, sizes, places, strict=True):
         place = start
-        if n_bytes >= OCTAL or not 0 <= mtime < OCTAL:
-            text = _odd_header(Header(kind, name, target, mode, n_bytes, mtime))
+        if size >= OCTAL or not 0 <= mtime < OCTAL:
+            text = _odd_header(kind, os.fsencode(name), os.fsencode(target), mode, size, mtime)
             view[place : place + len(text)] = text
             continue
-        # A name that is too long stands, with a NUL, as the data of a member of its own before the member.
         for tar_type, long in ((tarfile.GNUTYPE_LONGLINK, target), (tarfile.GNUTYPE_LONGNAME, name)):
             if len(long) > NAME:
-                add(_LONG_LINK, b"", tar_type, 0, len(long) + 1, 0, place)
-                text = long + bytes(1 + padding(len(long) + 1))
+                yield tar_type, _LONG_LINK, b"", 0, len(long) + 1, 0, place
+                text = os.fsencode(long) + bytes(1 + padding(len(long) + 1))
                 view[place + BLOCK : place + BLOCK + len(text)] = text
                 place += BLOCK + len(text)
-        add(name[:NAME], target[:NAME], TYPES[kind], mode, n_bytes if kind is Kind.FILE else 0, mtime, place)
-    batch.tar_headers(names, targets, b"".join(types), *tables, out)
+        yield TYPES[kind], name[:NAME], target[:NAME], mode, size, mtime, place
 
 
 #: What GNU tar calls the members that hold a long name.
 _LONG_LINK = b"././@LongLink"
 
 
-def _odd_header(header: Header) -> bytes:
+def _odd_header(kind: Kind, name: bytes, target: bytes, mode: int, size: int, mtime: int) -> bytes:
     """A header with numbers that the octal fields do not hold."""
-    name = header.name.removesuffix(b"/") if header.kind is Kind.DIRECTORY else header.name
-    info = tarfile.TarInfo(os.fsdecode(name))
-    info.type = TYPES[header.kind]
-    info.mode = header.mode
-    info.mtime = header.mtime
-    info.size = header.n_bytes if header.kind is Kind.FILE else 0
-    info.linkname = os.fsdecode(header.target)
+    info = tarfile.TarInfo(os.fsdecode(name.removesuffix(b"/") if kind is Kind.DIRECTORY else name))
+    info.type = TYPES[kind]
+    info.mode = mode
+    info.mtime = mtime
+    info.size = size
+    info.linkname = os.fsdecode(target)
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
-def header(fields: Header) -> bytes:
-    """One member's header: see `write_headers`."""
-    out = bytearray(header_bytes(fields.name, fields.target))
-    write_headers([fields], [0], out)
+def headers_of(headers: Headers) -> bytes:
+    """Members' headers, one behind the other: see `write_headers`."""
+    lengths = map(header_bytes, headers.names, headers.targets)
+    *places, end = itertools.accumulate(lengths, initial=0)
+    out = bytearray(end)
+    write_headers(headers, places, out)
     return bytes(out)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: A file's archive form is hashed in slices of this many bytes, counted from its start.
 SLICE = 1 << 20
+#: Bytes of a digest.
+N_BYTES = 32
 
 
 def blake(data: Buffer) -> bytes:
@@ -25,17 +27,20 @@ def blake(data: Buffer) -> bytes:
     return blake3.blake3(data).digest()
 
 
-def slice_digests(data: Buffer) -> list[bytes]:
-    """BLAKE3 of each slice of a file, or of a run of slices that begins at a slice's start; one for an empty file."""
+def slice_digests(data: Buffer) -> bytes:
+    """BLAKE3 of each slice of a file, or of a run of slices that begins at a slice's start, one behind the other.
+
+    One for an empty file.
+    """
     view = memoryview(data)
     if len(view) <= SLICE:
-        return [blake(view)]
-    return [blake(view[start : start + SLICE]) for start in range(0, len(view), SLICE)]
+        return blake(view)
+    return b"".join(blake(view[start : start + SLICE]) for start in range(0, len(view), SLICE))
 
 
-def file_digest(slices: list[bytes]) -> bytes:
+def file_digest(slices: bytes) -> bytes:
     """A file's digest: of its bytes if it has one slice, else the BLAKE3 of its slices' digests."""
-    return slices[0] if len(slices) == 1 else blake(b"".join(slices))
+    return slices if len(slices) == N_BYTES else blake(slices)
 
 
 def frame_digest(parts: Iterable[Buffer]) -> bytes:

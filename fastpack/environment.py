@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relo
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable
 from fastpack.fs import walk
 from fastpack.model import DiskFile, Group, GroupKind, Kind, PathEntry, Record, Warned
+from fastpack.parallel import default_threads
 from fastpack.records import read_records
 
 #: Folders in a root prefix that belong to the installation of conda, not to the environment (conda-pack's list).
@@ -127,6 +129,8 @@ class Environment:
 
     def excluded(self) -> frozenset[str]:
         """The paths, also missing ones, that the filters leave out, applied in the order given."""
+        if not self.filters:
+            return frozenset()
         known = {path for path, file in self.files.items() if file.kind is not Kind.DIRECTORY}
         known |= {entry.path for _, entry in self.missing}
         out: set[str] = set()
@@ -275,15 +279,15 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
         if folder not in owned_tops and os.path.lexists(os.path.join(prefix, folder)):
             skip.add(folder)
             left_out[folder] = "policy"
-    files: dict[str, DiskFile] = {}
-    for file in walk(prefix, frozenset(skip)):
-        if file.path in POLICY_SCRIPTS and file.path not in entries:
-            left_out[file.path] = "policy"
-        elif file.kind is Kind.FILE and file.mode & 0o170000 != 0o100000:
-            left_out[file.path] = "special"
-            warnings.append(Warned("special-file", file.path, "a socket, FIFO or device is left out"))
-        else:
-            files[file.path] = file
+    files = {file.path: file for file in walk(prefix, frozenset(skip), default_threads())}
+    for path in POLICY_SCRIPTS & files.keys() - entries.keys():
+        del files[path]
+        left_out[path] = "policy"
+    special = [file.path for file in files.values() if file.kind is Kind.FILE and not stat.S_ISREG(file.mode)]
+    for path in special:
+        del files[path]
+        left_out[path] = "special"
+        warnings.append(Warned("special-file", path, "a socket, FIFO or device is left out"))
     previously_left_out = _previously_left_out(prefix)
     missing = tuple(
         (record, entry)
@@ -295,17 +299,15 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
     )
     site_packages = _site_packages(records, files)
     groups: dict[str, Group] = {record.path: record.group for record in records}
-    for path, (record, _) in entries.items():
-        groups[path] = record.group
+    groups |= {path: groups[record.path] for path, (record, _) in entries.items()}
     distributions = tuple(_distributions(prefix, site_packages, files, groups))
     for distribution in distributions:
         for path in distribution.paths:
             groups.setdefault(path, distribution.group)
-    for path, file in files.items():
-        if path not in groups and path.endswith(".pyc") and file.kind is Kind.FILE:
-            owner = groups.get(source_of_pyc(path) or "")
-            if owner is not None:
-                groups[path] = owner
+    for path in [path for path in files if path.endswith(".pyc") and path not in groups]:
+        owner = groups.get(source_of_pyc(path))
+        if owner is not None and files[path].kind is Kind.FILE:
+            groups[path] = owner
     return cls(
         prefix=prefix,
         records=records,
@@ -326,13 +328,12 @@ def _read(cls: type[Environment], prefix: str) -> Environment:
     )
 
 
-def source_of_pyc(path: str) -> str | None:
+def source_of_pyc(path: str) -> str:
     """The source that a ``.pyc`` was compiled from (PEP 3147 in ``__pycache__``, else beside it)."""
     folder, slash, name = path.rpartition("/")
-    if folder.endswith("/__pycache__") or folder == "__pycache__":
-        module = name[: -len(".pyc")].split(".", 1)[0]
-        return f"{folder[: -len('__pycache__')]}{module}.py"
-    return f"{folder}{slash}{name[: -len('.pyc')]}.py"
+    if folder == "__pycache__" or folder.endswith("/__pycache__"):
+        return f"{folder[:-11]}{name.partition('.')[0]}.py"
+    return f"{folder}{slash}{name[:-4]}.py"
 
 
 def _recorded_prefixes(prefix: str) -> tuple[str, ...]:
@@ -431,29 +432,27 @@ def _distributions(
             rows = list(csv.reader(io.StringIO(_read_text(prefix, record_path))))
         except csv.Error:
             continue  # no RECORD that says anything: its files belong to the rest
+        inner_root = root + "/"
         for row in rows:
             if not row or "\0" in row[0]:
                 continue
-            path = f"{root}/{row[0]}"
-            if _NOT_NORMAL.search(row[0]):
-                path = os.path.normpath(os.path.join(root, row[0]))
+            name_ = row[0]
+            path = inner_root + name_
+            # What `normpath` would change: an absolute name, an empty or dotted part.
+            if "./" in name_ or "//" in name_ or name_.startswith("/") or name_.endswith(("/", ".")):
+                path = os.path.normpath(os.path.join(root, name_))
             stated.add(path)
             file = files.get(path)
             if file is None or path in groups:
                 continue
             paths.append(path)
-            installer = path.startswith(folder + "/") and path[len(folder) + 1 :] in INSTALLER_FILES
-            inside = path.startswith(root + "/") and not row[0].startswith((".", "/"))
-            inside = inside or (row[0].startswith(".") and not row[0].startswith("../") and path.startswith(root + "/"))
-            if portable and inside and not installer and len(row) >= 3 and row[2] == str(file.n_bytes):
+            inside = path.startswith(inner_root) and not name_.startswith(("../", "/"))
+            if portable and inside and len(row) >= 3 and row[2] == str(file.n_bytes):
                 untouchable.add(path)
+        untouchable -= {f"{folder}/{name_}" for name_ in INSTALLER_FILES}
         yield Distribution(
             Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(stated), frozenset(untouchable)
         )
-
-
-#: Where a path is not what `normpath` makes of it.
-_NOT_NORMAL = re.compile(r"^/|//|/$|(?:^|/)\.\.?(?:/|$)")
 
 
 def _editables(
@@ -466,9 +465,12 @@ def _editables(
     seen: set[str] = set()
     places: set[str] = set()
     inside = tuple(path + "/" for path in (prefix, os.path.realpath(prefix), *earlier))
+    telling = [
+        path for path in files if path.endswith((".egg-link", ".pth", "_finder.py", ".dist-info/direct_url.json"))
+    ]
     for root in site_packages:
-        for path in files:
-            if not path.endswith(".dist-info/direct_url.json") or os.path.dirname(os.path.dirname(path)) != root:
+        for path in telling:
+            if not path.endswith("/direct_url.json") or os.path.dirname(os.path.dirname(path)) != root:
                 continue
             try:
                 table = json.loads(_read_text(prefix, path))
@@ -481,11 +483,9 @@ def _editables(
                 name = os.path.basename(os.path.dirname(path)).split("-")[0]
                 seen.add(name.lower().replace("-", "_"))
                 yield Editable(name, path, str(table.get("url", "")))
-        for path, file in files.items():
+        for path in telling:
             base = path.rpartition("/")[2]
-            if not base.endswith((".egg-link", ".pth", "_finder.py")):
-                continue
-            if os.path.dirname(path) != root or file.kind is Kind.DIRECTORY:
+            if os.path.dirname(path) != root or files[path].kind is Kind.DIRECTORY:
                 continue
             if base.endswith(".egg-link"):
                 name = base[: -len(".egg-link")]

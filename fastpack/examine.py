@@ -276,17 +276,18 @@ def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[st
 
 def _read_heads(facts: _Facts, files: Sequence[DiskFile]) -> Iterator[bytes]:
     out = bytearray(_PYC_HEADER * len(files))
-    pieces = [(file, 0, min(_PYC_HEADER, file.n_bytes), _PYC_HEADER * k) for k, file in enumerate(files)]
-    read_many(facts.folder, facts.env.prefix, pieces, out)
-    return (bytes(out[start : start + n_bytes]) for _, _, n_bytes, start in pieces)
+    lengths = [min(_PYC_HEADER, file.n_bytes) for file in files]
+    starts = range(0, len(out), _PYC_HEADER)
+    read_many(facts.folder, facts.env.prefix, files, [0] * len(files), lengths, starts, out)
+    return (bytes(out[start : start + n_bytes]) for start, n_bytes in zip(starts, lengths, strict=True))
 
 
 def _read_whole(facts: _Facts, files: Sequence[DiskFile]) -> tuple[memoryview, list[int]]:
     """Files one behind the other: (all their bytes, where each begins, and where the last one ends)."""
-    starts = list(itertools.accumulate((file.n_bytes for file in files), initial=0))
+    lengths = [file.n_bytes for file in files]
+    starts = list(itertools.accumulate(lengths, initial=0))
     out = _scratch.view(starts[-1])
-    pieces = [(file, 0, file.n_bytes, start) for file, start in zip(files, starts, strict=False)]
-    read_many(facts.folder, facts.env.prefix, pieces, out)
+    read_many(facts.folder, facts.env.prefix, files, [0] * len(files), lengths, starts[:-1], out)
     return out, starts
 
 
@@ -492,63 +493,61 @@ def _examine_unmanaged(facts: _Facts, file: DiskFile, pread: PRead, data: bytes 
 # --- .pyc (row 13) ---------------------------------------------------------------------------------------------------
 
 
+_STATED = struct.Struct("<II")
+
+
 def _timestamp(header: bytes) -> tuple[int, int] | None:
     """(source mtime, source size) of a timestamp-based ``.pyc`` (PEP 552); None for a hash-based or broken one."""
-    if len(header) < 16 or header[2:4] != b"\r\n" or header[4:8] != b"\0\0\0\0":
+    if len(header) < _PYC_HEADER or header[2:8] != b"\r\n\0\0\0\0":
         return None
-    mtime, size = struct.unpack_from("<II", header, 8)
+    mtime, size = _STATED.unpack_from(header, 8)
     return mtime, size
 
 
 def _decide_pycs(env: Environment, result: Examination) -> None:
     """What becomes of each ``.pyc``, and which sources must keep the mtime that their proven ``.pyc`` names."""
     unchanged = (Verdict.PROVEN, Verdict.STRUCTURAL, Verdict.PLACED)
-    pycs = [path for path in result.files if path.endswith(".pyc")]
-    for path in pycs:
-        examined = result.files[path]
-        source = source_of_pyc(path)
-        found = result.files.get(source or "")
+    files = result.files
+    pycs = [(path, found, source_of_pyc(path)) for path, found in files.items() if path.endswith(".pyc")]
+    for _, examined, source in pycs:
         stated = _timestamp(examined.pyc_header) if examined.verdict is Verdict.PROVEN else None
-        if stated is None or source is None or found is None:
+        found = files.get(source)
+        if stated is None or found is None:
             continue
         if found.verdict in unchanged and not found.form.relocations and not found.form.edits:
             result.forced_mtimes.setdefault(source, stated[0])
-    for path in pycs:
-        examined = result.files[path]
-        if examined.verdict is Verdict.PROVEN:
-            result.pyc[path] = PycAction.AS_IT_IS
-            result.pyc_counts["proven"] += 1
-            continue
-        managed = examined.verdict is not Verdict.UNMANAGED
-        action, count = _decide_pyc(env, result, path, managed)
-        result.pyc[path] = action
-        result.pyc_counts[count] += 1
+    counts: list[str] = []
+    for path, examined, source in pycs:
+        result.pyc[path], count = _decide_pyc(env, path, examined, source, files.get(source))
+        counts.append(count)
+    result.pyc_counts.update(counts)
 
 
-def _decide_pyc(env: Environment, result: Examination, path: str, managed: bool) -> tuple[str, str]:
-    source = source_of_pyc(path) or ""
-    in_cache = "__pycache__/" in path
-    found = result.files.get(source)
+def _decide_pyc(
+    env: Environment, path: str, examined: Examined, source: str, found: Examined | None
+) -> tuple[str, str]:
+    """What becomes of a ``.pyc``, and why; `found` is its source, if that is there."""
+    if examined.verdict is Verdict.PROVEN:
+        return PycAction.AS_IT_IS, "proven"
+    managed = examined.verdict is not Verdict.UNMANAGED
     if found is None:
-        if managed or not in_cache:
+        if managed or "__pycache__/" not in path:
             return PycAction.AS_IT_IS, "without source"
         return PycAction.DROP, "dropped: no source"
-    rewritten = bool(found.form.edits or found.form.relocations)
-    file, disk = env.files[path], env.files[source]
-    header = result.files[path].pyc_header
-    if not header:
-        with open_source(env.prefix, file) as (_, pread):
-            header = pread(min(_PYC_HEADER, file.n_bytes), 0)
-    if rewritten:
+    if found.form.edits or found.form.relocations:
         if managed:
             return PycAction.AS_IT_IS, "kept stale: source names the prefix"
         return PycAction.DROP, "dropped: source names the prefix"
-    if len(header) == 16 and header[2:4] == b"\r\n" and header[4] & 1:
-        return PycAction.AS_IT_IS, "hash-based"
-    stated = _timestamp(header)
-    valid = stated == (disk.mtime_seconds & 0xFFFFFFFF, disk.n_bytes & 0xFFFFFFFF)
-    if valid:
+    header = examined.pyc_header
+    if not header:
+        file = env.files[path]
+        with open_source(env.prefix, file) as (_, pread):
+            header = pread(min(_PYC_HEADER, file.n_bytes), 0)
+    disk = env.files[source]
+    if _timestamp(header) == (disk.mtime_ns // 1_000_000_000 & 0xFFFFFFFF, disk.n_bytes & 0xFFFFFFFF):
         return PycAction.FOLLOW, "valid"
+    if len(header) == _PYC_HEADER and header[2:4] == b"\r\n" and header[4] & 1:
+        return PycAction.AS_IT_IS, "hash-based"
     if managed:
         return PycAction.AS_IT_IS, "kept stale"
     return PycAction.DROP, "dropped: out of date"

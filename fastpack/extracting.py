@@ -40,7 +40,7 @@ class _Part(NamedTuple):
     member: int
     start: int
     n_bytes: int
-    slices: list[bytes]
+    slices: bytes
 
 
 class _Written(NamedTuple):
@@ -97,7 +97,7 @@ class Extractor:
                 parts = open_parts.setdefault(part.member, [])
                 parts.append(part)
                 if sum(part.n_bytes for part in parts) == member.n_bytes:
-                    slices = [one for part in sorted(open_parts.pop(part.member)) for one in part.slices]
+                    slices = b"".join(part.slices for part in sorted(open_parts.pop(part.member)))
                     stated = self._finish_large(member, slices)
                     n_files += 1
                     if stated is not None:
@@ -178,7 +178,7 @@ class Extractor:
         except (Mismatch, ValueError) as error:
             raise DamagedArchive(f"a relocation does not fit its file ({error})", path=file.path) from None
 
-    def _finish_large(self, member: Member, slices: list[bytes]) -> Stated | None:
+    def _finish_large(self, member: Member, slices: bytes) -> Stated | None:
         """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
         _check_digest(member, slices)
         path = os.path.join(self._root, member.path)
@@ -224,7 +224,7 @@ def _runs(layout: Sequence[Sequence[Segment]], members: Sequence[Member]) -> lis
     return runs
 
 
-def _check_digest(member: Member, slices: list[bytes]) -> None:
+def _check_digest(member: Member, slices: bytes) -> None:
     if digest.file_digest(slices) != member.digest:
         raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
 

@@ -54,13 +54,15 @@ class Member(NamedTuple):
     not_relocated: str = ""
 
     def header(self, arcroot: str) -> bytes:
-        """Its tar header (DESIGN section 6)."""
-        return container.header(self.header_fields(arcroot))
+        """Its tar header."""
+        return tar_headers([self], arcroot)
 
-    def header_fields(self, arcroot: str) -> container.Header:
-        """What its tar header says."""
-        name, target = container.raw_names(self.kind, arcroot + "/" if arcroot else "", self.path, self.target)
-        return container.Header(self.kind, name, target, self.mode, self.n_bytes, self.mtime)
+
+def tar_headers(members: Iterable[Member], arcroot: str) -> bytes:
+    """Members' tar headers, one behind the other (DESIGN section 6)."""
+    kinds, paths, modes, mtimes, sizes, targets, *_ = zip(*members, strict=True)
+    names, texts = container.raw_names(kinds, arcroot + "/" if arcroot else "", paths, targets)
+    return container.headers_of(container.Headers(kinds, names, texts, modes, sizes, mtimes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,13 +101,14 @@ class DiskFile(NamedTuple):
 
     path: str
     kind: Kind
+    target: str  # of a symbolic link
     mode: int
     n_bytes: int
     mtime_ns: int
-    inode: int
+    ctime_ns: int
+    inode: int  # as a signed number
     device: int
     n_links: int
-    target: str = ""  # of a symbolic link
 
     @property
     def mtime_seconds(self) -> int:

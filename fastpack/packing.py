@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -186,13 +186,6 @@ def _opened(output: str, force: bool) -> Iterator[BinaryIO]:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _archive_member(member: Planned, mtime: int, file_digest: bytes, group: int) -> Member:
-    return Member(
-        member.kind, member.path, member.mode, mtime, member.n_bytes, member.target, file_digest, group,
-        member.final_mode, member.verdict, member.not_relocated,
-    )  # fmt: skip
-
-
 @dataclass(slots=True)
 class _Written:
     """What was written: the archive's id and size, its frames and members, and what it took. Sizes in bytes."""
@@ -217,8 +210,9 @@ def _write(
     members: list[Member] = []
     groups = list(dict.fromkeys(member.group for member in plan.members))
     position = {group: index for index, group in enumerate(groups)}
-    slices: list[bytes] = []  # of the member that is going on
-    mtime = offset = done = n_naming = 0
+    slices = b""  # of the large member that is going on
+    mtimes: list[int] = []
+    offset = done = n_naming = 0
     work = dict.fromkeys(("read", "hashed", "compressed", "reused", "copied"), 0)
     total = plan.source_bytes
     try:
@@ -226,13 +220,15 @@ def _write(
             out.write(built.packed)
             frames.append(Frame(offset, len(built.packed), built.plain_bytes, built.digest, built.packed_digest))
             offset += len(built.packed)
-            for piece, found, begun in zip(planned.pieces, built.slices, built.mtimes, strict=True):
-                member = plan.members[piece.member]
-                slices = found if begun is not None else slices + found
-                mtime = mtime if begun is None else begun
-                if member.kind is not Kind.FILE or piece.stop == member.n_bytes:
-                    whole = digest.file_digest(slices) if member.kind is Kind.FILE else b""
-                    members.append(_archive_member(member, mtime, whole, position[member.group]))
+            here = plan.members[planned.first : planned.last]
+            if planned.start == 0:
+                mtimes, slices = built.mtimes, b""
+            found = built.slices
+            if planned.stop is not None:
+                slices += found[0]
+                found = [slices]
+            if planned.stop is None or planned.stop == here[0].n_bytes:
+                members += _as_members(here, mtimes, found, position[planned.group])
             done += built.source_bytes
             work["hashed"] += built.plain_bytes
             work["reused" if built.reused else "compressed"] += built.plain_bytes
@@ -264,6 +260,16 @@ def _write(
     work["read"] = done
     frame_groups = [planned.group for planned in plan.frames]
     return _Written(archive_id.hex(), offset + len(end), frames, frame_groups, members, n_naming, work)
+
+
+def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], group: int) -> Iterator[Member]:
+    """The manifest's rows of members of one group: `slices` are the digests of their slices."""
+    digests = [found and digest.file_digest(found) for found in slices]
+    for member, mtime, file_digest in zip(planned, mtimes, digests, strict=True):
+        yield Member(
+            member.kind, member.path, member.mode, mtime, member.n_bytes, member.target, file_digest, group,
+            member.final_mode, member.verdict, member.not_relocated,
+        )  # fmt: skip
 
 
 def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:

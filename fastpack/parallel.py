@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Results that may wait for their turn, per thread: bounds memory, and keeps a slow item from idling the others.
-AHEAD = 2
+#: Items in flight per thread: bounds memory, and keeps a slow item, or a slow use of results, from idling the others.
+AHEAD = 4
 
 
 def default_threads(root: str = "/") -> int:

@@ -5,10 +5,10 @@ The plan is complete before a byte is written: every check of section 5 has pass
 
 from __future__ import annotations
 
-import functools
 import json
+import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,20 +95,14 @@ def in_archive(pread: PRead, member: Planned) -> PRead:
     return Edited(archive_form, member.placing).read if member.placing else archive_form
 
 
-class Piece(NamedTuple):
-    """Part of a member in a frame: its bytes [start, stop)."""
+class PlannedFrame(NamedTuple):
+    """What one frame holds, all of one group: members whole, or bytes [start, stop) of a single large one."""
 
-    member: int  # index into the plan's members
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFrame:
-    """What one frame holds; all of one group."""
-
-    pieces: tuple[Piece, ...]
+    first: int  # index into the plan's members
+    last: int  # one more than that of its last member
     group: Group
+    start: int = 0
+    stop: int | None = None  # None: whole members
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +159,21 @@ def make_plan(
     left_out = dict(env.left_out)
     members: list[Planned] = []
     private = not any(file.mode & 0o077 for file in env.files.values() if file.kind is Kind.DIRECTORY)
-    special_bits = 0
+    modes = {mode: archive_mode(mode, False, private) for mode in {file.mode for file in env.files.values()}}
+    dropped = frozenset(path for path, action in examination.pyc.items() if action == PycAction.DROP)
     links = {path: file.target for path, file in env.files.items() if file.kind is Kind.LINK and path not in excluded}
     targets, external = link_targets(links, examination.prefixes)
     checks.check_links(targets, external, external_links, warnings)
     for path, file in env.files.items():
         if path in excluded:
             left_out[path] = "excluded"
-            continue
-        if examination.pyc.get(path) == PycAction.DROP:
+        elif path in dropped:
             left_out[path] = "stale .pyc"
-            continue
-        special_bits += bool(file.mode & 0o7000) and file.kind is Kind.FILE
-        if file.kind is Kind.LINK:
+        elif file.kind is Kind.LINK:
             members.append(_plan_link(env, path, targets[path], path in external))
         elif file.kind is Kind.FILE:
-            members.append(_plan_file(env, file, examination, private, pad))
+            members.append(_plan_file(env, file, examination, modes[file.mode], pad))
+    special_bits = sum(bool(m.source.mode & 0o7000) for m in members if m.source is not None)
     for record, entry in env.missing:
         left_out[entry.path] = "excluded" if entry.path in excluded else f"missing, of {record.name}"
     for path, why in env.left_out_before.items():
@@ -191,7 +184,7 @@ def make_plan(
     if special_bits:
         warnings.append(Warned("special-modes", None, f"{special_bits} files lose their setuid, setgid or sticky bit"))
 
-    checks.warn_collisions((member.path for member in members), warnings)
+    checks.warn_collisions([member.path for member in members], warnings)
     relocated = _relocated_files(members)
     checks.warn_relocations(relocated, warnings)
     limit, limited_by = _longest_prefix(relocated, strict)
@@ -205,7 +198,7 @@ def make_plan(
     generated = _generated(env, dest_prefix, requires, {member.path for member in members})
     members = _link_identical(env, members, threads)
     members += generated
-    members.sort(key=_order)
+    members = _in_order(members)
     packages = tuple({"name": record.name, "version": record.version, "build": record.build} for record in env.records)
     pack_json = {
         "format": MANIFEST_FORMAT,
@@ -223,8 +216,8 @@ def make_plan(
     strict_modes = [(member.path, member.final_mode) for member in directories if member.final_mode is not None]
     last = _content(RELOCATIONS, write_relocations(relocated, strict_modes, strict), 0o644)
     everything = [first, *directories, *members, last]
-    for member in members:
-        left_out.pop(member.path, None)
+    for path in left_out.keys() & {member.path for member in members}:
+        del left_out[path]
     return Plan(
         environment=env,
         members=tuple(everything),
@@ -254,32 +247,37 @@ def _plan_link(env: Environment, path: str, target: str, external: bool) -> Plan
     )  # fmt: skip
 
 
-def _plan_file(
-    env: Environment, file: DiskFile, examination: Examination, private: bool, pad: Sequence[str]
-) -> Planned:
+def _plan_file(env: Environment, file: DiskFile, examination: Examination, mode: int, pad: Sequence[str]) -> Planned:
     path = file.path
     found = examination.files.get(path, UNTOUCHED)
-    is_record = path.startswith("conda-meta/") and path.endswith(".json")
-    follows = source_of_pyc(path) if examination.pyc.get(path) == PycAction.FOLLOW else None
+    is_pyc = path.endswith(".pyc")
+    follows = source_of_pyc(path) if is_pyc and examination.pyc.get(path) == PycAction.FOLLOW else None
     form = found.form
     if pad and form.relocations:
-        padded = with_pad(RelocatedFile(file.path, "", 0, 0, found.placeholder, form.relocations), pad)
+        padded = with_pad(RelocatedFile(path, "", 0, 0, found.placeholder, form.relocations), pad)
         form = form._replace(relocations=padded.items)
+    if path.startswith("conda-meta/") and path.endswith(".json"):
+        mode = 0o644
+    # By position, which takes a third of the time.
     return Planned(
-        kind=Kind.FILE,
-        path=path,
-        mode=0o644 if is_record else archive_mode(file.mode, False, private),
-        group=env.groups.get(path, REST),
-        n_bytes=file.n_bytes if form is AS_IT_IS else form.n_bytes(file.n_bytes),
-        is_pyc=path.endswith(".pyc"),
-        source=file,
-        form=form,
-        placeholder=found.placeholder,
-        archived=found.archived,
-        mtime=examination.forced_mtimes.get(path),
-        follows=follows,
-        verdict="" if found.verdict is Verdict.UNMANAGED else str(found.verdict),
-        not_relocated=found.not_relocated,
+        Kind.FILE,
+        path,
+        mode,
+        env.groups.get(path, REST),
+        file.n_bytes if form is AS_IT_IS else form.n_bytes(file.n_bytes),
+        "",
+        is_pyc,
+        file,
+        b"",
+        form,
+        found.placeholder,
+        (),
+        found.archived,
+        examination.forced_mtimes.get(path),
+        follows,
+        None,
+        "" if found.verdict is Verdict.UNMANAGED else found.verdict.value,
+        found.not_relocated,
     )
 
 
@@ -355,13 +353,24 @@ def _directories(
         yield Planned(Kind.DIRECTORY, path, mode | 0o700, DIRECTORIES, mtime=EPOCH_2000, final_mode=final)
 
 
-def _order(member: Planned) -> tuple[int, bytes, bool, bytes]:
-    return (*_group_order(member.group), member.is_pyc, os.fsencode(member.path))
+def _in_order(members: Iterable[Planned]) -> list[Planned]:
+    """Members as they lie in an archive: by group, sources before ``.pyc`` files, by the bytes of their paths."""
+    members = list(members)
+    members.sort(key=_path_key(members))
+    ranked = sorted({m.group for m in members}, key=_group_order)
+    rank = {group: 2 * k for k, group in enumerate(ranked)}
+    return sorted(members, key=lambda m: rank[m.group] + m.is_pyc)
 
 
-@functools.cache
-def _group_order(group: Group) -> tuple[int, bytes]:
-    return GROUP_ORDER[group.kind], os.fsencode(group.name)
+def _group_order(group: Group) -> tuple[int, bytes, bytes]:
+    return GROUP_ORDER[group.kind], os.fsencode(group.name), os.fsencode(group.version)
+
+
+def _path_key(members: Iterable[Planned]) -> Callable[[Planned], str | bytes]:
+    """Orders paths as their bytes do; which for ASCII is the order of the text."""
+    if all(member.path.isascii() for member in members):
+        return operator.attrgetter("path")
+    return lambda member: os.fsencode(member.path)
 
 
 def _relocated_files(members: Iterable[Planned]) -> list[RelocatedFile]:
@@ -427,8 +436,7 @@ def _link_identical(env: Environment, members: list[Planned], threads: int) -> l
     candidates = [
         index
         for index, member in enumerate(members)
-        if member.kind is Kind.FILE
-        and member.n_bytes > LINKED_FROM
+        if member.n_bytes > LINKED_FROM
         and not member.is_pyc
         and not member.form.edits
         and not member.form.relocations
@@ -453,7 +461,7 @@ def _link_identical(env: Environment, members: list[Planned], threads: int) -> l
     first: dict[tuple[Group, int, int, int | None, bytes], Planned] = {}
     links: dict[str, str] = {}
     prints = dict(zip((m.path for m in same_size), ordered_map(fingerprint, same_size, threads), strict=True))
-    for member in sorted(same_size, key=_order):
+    for member in _in_order(same_size):
         key = (member.group, member.n_bytes, member.mode, member.mtime, prints[member.path])
         original = first.setdefault(key, member)
         if original is not member and _same_bytes(env, original, member):
@@ -475,40 +483,33 @@ def _same_bytes(env: Environment, one: Planned, two: Planned) -> bool:
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
-def _cut(members: list[Planned]) -> Iterator[PlannedFrame]:
+def _cut(members: Sequence[Planned]) -> Iterator[PlannedFrame]:
     """Cut the members into frames: at group and class boundaries, at about `FRAME` bytes, large files on their own."""
-    pieces: list[Piece] = []
-    size = 0
-    before: tuple[Group, bool] | None = None
-
-    def flush() -> Iterator[PlannedFrame]:
-        nonlocal pieces, size
-        if pieces:
-            yield PlannedFrame(tuple(pieces), members[pieces[0].member].group)
-        pieces, size = [], 0
-
+    first = 0
+    size = 0  # of what stands from `first` on
+    before = members[0] if members else None
     for index, member in enumerate(members):
-        here = (member.group, member.is_pyc)
-        if here != before:
-            yield from flush()
-            before = here
-        total = member.n_bytes + 1024
-        if member.n_bytes > FRAME:
-            yield from flush()
-            # What is placed already is unpacked as it is: its strings may be cut anywhere.
-            items = () if member.placing else member.form.relocations
-            for start, stop, _, _ in windows(items, member.n_bytes, FRAME):
-                if stop - start > MAX_FRAME - FRAME:
-                    raise Unrelocatable(
-                        "strings that name the prefix are too long, or too close together, for the file to be cut",
-                        path=member.path, expected=f"a cut within {MAX_FRAME - FRAME} bytes",
-                        found=f"none in {stop - start} bytes",
-                        hint="leave the file out with --exclude",
-                    )  # fmt: skip
-                yield PlannedFrame((Piece(index, start, stop),), member.group)
+        group, n_bytes = member.group, member.n_bytes
+        assert before is not None
+        begins = member.is_pyc != before.is_pyc or (group is not before.group and group != before.group)
+        before = member
+        if first < index and (begins or size + n_bytes + 1024 > FRAME):
+            yield PlannedFrame(first, index, members[first].group)
+            first, size = index, 0
+        size += n_bytes + 1024
+        if n_bytes <= FRAME:
             continue
-        if size and size + total > FRAME:
-            yield from flush()
-        pieces.append(Piece(index, 0, member.n_bytes))
-        size += total
-    yield from flush()
+        # What is placed already is unpacked as it is: its strings may be cut anywhere.
+        items = () if member.placing else member.form.relocations
+        for start, stop, _, _ in windows(items, n_bytes, FRAME):
+            if stop - start > MAX_FRAME - FRAME:
+                raise Unrelocatable(
+                    "strings that name the prefix are too long, or too close together, for the file to be cut",
+                    path=member.path, expected=f"a cut within {MAX_FRAME - FRAME} bytes",
+                    found=f"none in {stop - start} bytes",
+                    hint="leave the file out with --exclude",
+                )  # fmt: skip
+            yield PlannedFrame(index, index + 1, group, start, stop)
+        first, size = index + 1, 0
+    if first < len(members):
+        yield PlannedFrame(first, len(members), members[first].group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_reloca
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive
 from fastpack.frames import Locator, open_descriptor, read_manifest
-from fastpack.manifest import BROKEN, Manifest, Member
+from fastpack.manifest import BROKEN, Manifest, Member, tar_headers
 from fastpack.model import Kind
 
 #: Up to this size of the list of relocations no ratio to its compressed bytes counts; beyond, more than that is a bomb.
@@ -79,7 +78,8 @@ def _header_bytes(member: Member, root: str) -> int:
     path, target = member.path, member.target
     if len(root) + max(len(path), len(target)) < NAME and path.isascii() and target.isascii():
         return BLOCK  # nearly all of them
-    return container.header_bytes(*container.raw_names(member.kind, root, member.path, member.target))
+    (name,), (text,) = container.raw_names([member.kind], root, [path], [target])
+    return container.header_bytes(name, text)
 
 
 class FrameReader:
@@ -110,7 +110,7 @@ class FrameReader:
         """The frames that hold a member, in order."""
         return [index for index, segments in enumerate(self.layout) if any(s.member == member for s in segments)]
 
-    def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, list[bytes]]]]:
+    def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
         """A frame's bytes, and its segments with their slice digests.
 
         Raises
@@ -120,7 +120,7 @@ class FrameReader:
         frame = self._manifest.frames[index]
         members = self._manifest.members
         plain = memoryview(self._codec.decompress(self.packed(index), frame.plain_bytes))
-        found: list[tuple[Segment, list[bytes]]] = []
+        found: list[tuple[Segment, bytes]] = []
         hashed: list[bytes] = []
         headers = self._headers(index)
         position = end = 0
@@ -138,8 +138,8 @@ class FrameReader:
                 hashed.append(header)
             data = segment.of(plain)
             end = segment.at + len(data)
-            slices = digest.slice_digests(data) if members[segment.member].kind is Kind.FILE else []
-            hashed += slices
+            slices = digest.slice_digests(data) if members[segment.member].kind is Kind.FILE else b""
+            hashed.append(slices)
             found.append((segment, slices))
         if plain[end:] != bytes(len(plain) - end) or digest.frame_digest(hashed) != frame.digest:
             names = [members[segment.member].path for segment, _ in found[:1]]
@@ -150,12 +150,8 @@ class FrameReader:
 
     def _headers(self, index: int) -> bytes:
         """The headers of the members that begin in a frame, one after the other, as the manifest has them."""
-        begun = [segment for segment in self.layout[index] if segment.header_bytes]
-        places = list(itertools.accumulate((segment.header_bytes for segment in begun), initial=0))
-        fields = [self._manifest.members[segment.member].header_fields(self._manifest.arcroot) for segment in begun]
-        out = bytearray(places.pop())
-        container.write_headers(fields, places, out)
-        return bytes(out)
+        begun = [self._manifest.members[segment.member] for segment in self.layout[index] if segment.header_bytes]
+        return tar_headers(begun, self._manifest.arcroot) if begun else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +172,7 @@ class Archive:
     def content(self, index: int) -> Iterator[memoryview]:
         """A file's bytes as they lie in the archive, frame by frame; the last piece only if its digest is right."""
         member = self.manifest.members[index]
-        slices: list[bytes] = []
+        slices = b""
         for frame in self.reader.frames_of(index):
             plain, segments = self.reader.read(frame)
             for segment, found in segments:

@@ -85,14 +85,21 @@ def open_folder(prefix: str) -> Iterator[int]:
 
 
 def read_many(
-    folder: int, prefix: str, pieces: Sequence[tuple[DiskFile, int, int, int]], out: bytearray | memoryview
+    folder: int,
+    prefix: str,
+    files: Sequence[DiskFile],
+    offsets: Sequence[int],
+    lengths: Sequence[int],
+    starts: Sequence[int],
+    out: bytearray | memoryview,
 ) -> None:
     """Read many files, or parts of them, at once into a buffer; checked as `open_source` does.
 
     Parameters
     ----------
     folder : the prefix, opened.
-    pieces : file, first byte and number of bytes in it, first byte in `out`.
+    offsets, lengths : what of each file, in bytes.
+    starts : where in `out` it goes.
 
     Raises
     ------
@@ -100,17 +107,17 @@ def read_many(
     """
     failed = batch.read_files(
         folder,
-        [os.fsencode(file.path) for file, _, _, _ in pieces],
-        array("q", [file.n_bytes for file, _, _, _ in pieces]),
-        array("q", [file.mtime_ns for file, _, _, _ in pieces]),
-        array("q", [offset for _, offset, _, _ in pieces]),
-        array("q", [start for _, _, _, start in pieces]),
-        array("q", [n_bytes for _, _, n_bytes, _ in pieces]),
+        [file.path for file in files],
+        array("q", [file.n_bytes for file in files]),
+        array("q", [file.mtime_ns for file in files]),
+        array("q", offsets),
+        array("q", starts),
+        array("q", lengths),
         out,
     )
     if failed:
         index, code = failed[0]
-        path = os.path.join(prefix, pieces[index][0].path)
+        path = os.path.join(prefix, files[index].path)
         if code in (CHANGED, errno.ELOOP):
             raise changed(path, "changed")
         if code in (errno.ENOENT, errno.ENOTDIR):

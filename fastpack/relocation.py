@@ -15,7 +15,7 @@ import re
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpack._place_py import (
     WIDE,
@@ -639,44 +639,43 @@ def _link_target(path: str, target: str, prefixes: Prefixes) -> str:
 
 # --- records, history, RECORD, direct_url.json (row 16) --------------------------------------------------------------
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_SPACE = re.compile(r"[ \t\n\r]*")
+_decode = json.JSONDecoder().raw_decode
 
 
-def json_scalars(text: str) -> Iterator[tuple[tuple[str | int, ...], int, int]]:
-    """(path of keys and indices, start, stop) of every string, number and literal in a well-formed JSON text."""
-    path: list[str | int] = []
-    containers: list[str] = []
-    expecting_key = False
-    for match in _TOKEN.finditer(text):
-        token = match.group()
-        if token in "{[":
-            containers.append(token)
-            path.append(0 if token == "[" else "")
-            expecting_key = token == "{"
-        elif token in "}]":
-            containers.pop()
-            path.pop()
-            expecting_key = False
-        elif token == ",":
-            if containers[-1] == "[":
-                index = path[-1]
-                path[-1] = index + 1 if isinstance(index, int) else 0
-            else:
-                expecting_key = True
-        elif token == ":":
-            expecting_key = False
-        elif expecting_key:
-            path[-1] = _text_of(token)
-        else:
-            yield tuple(path), match.start(), match.end()
+def json_items(text: str, start: int = 0) -> Iterator[tuple[str | int, Any, int, int]]:
+    """(key or index, value, start, stop) of what a well-formed JSON object or array directly holds.
+
+    Parameters
+    ----------
+    start : where its bracket stands, or white space before it. Nothing for what is neither.
+    """
+    at = _skip(text, start)
+    bracket = text[at]
+    if bracket not in "{[":
+        return
+    at = _skip(text, at + 1)
+    index = 0
+    while text[at] not in "}]":
+        key: str | int = index
+        if bracket == "{":
+            key, at = _decode(text, at)
+            at = _skip(text, _skip(text, at) + 1)
+        value, stop = _decode(text, at)
+        yield key, value, at, stop
+        index += 1
+        at = _skip(text, stop)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
 
 
-def _text_of(token: str) -> str:
-    """What a string of JSON says."""
-    return token[1:-1] if "\\" not in token else str(json.loads(token))
+def _skip(text: str, at: int) -> int:
+    """Behind the white space that begins here."""
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
-_BLANKED = {("extracted_package_dir",), ("package_tarball_full_path",), ("link", "source")}
+_BLANKED = ("extracted_package_dir", "package_tarball_full_path")
 
 
 def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Stated]) -> ArchiveForm:
@@ -691,49 +690,56 @@ def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Sta
     archived, on_disk : sha256 and size of the package's files that name the prefix, by path.
     """
     text = data.decode("utf-8", "surrogateescape")
-    values = list(json_scalars(text))
     encoded = len(text) != len(data)
-    paths = {
-        key[2]: _text_of(text[start:stop]) if text[start] == '"' else json.loads(text[start:stop])
-        for key, start, stop in values
-        if len(key) == 4 and key[:2] == ("paths_data", "paths") and key[3] == "_path"
-    }
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     shift = 0
-    for key, start, stop in values:
-        new: bytes | None = None
-        item: tuple[str, str] | None = None
-        inner_start, inner_stop = start, stop
-        if key in _BLANKED and text[start:stop] != "null":
-            new = b'""'
-        elif key == ("link", "type"):
-            new = b"1"
-        elif len(key) == 4 and key[:2] == ("paths_data", "paths"):
-            path = paths.get(key[2])
-            found, form = on_disk.get(path or ""), archived.get(path or "")
-            if path is None or found is None or form is None:
-                continue
-            field = str(key[3])
-            if field in ("sha256", "sha256_in_prefix") and text[start + 1 : stop - 1] == found.sha256:
-                inner_start, inner_stop, item = start + 1, stop - 1, ("sha256", path)
-            elif field == "size_in_bytes" and text[start:stop] == str(found.n_bytes):
-                item = ("size", path)
-            if item is not None:
-                new = stated_field("record", item, form)
-        if new is None:
-            continue
+    for start, stop, new, item in _record_values(text, archived, on_disk):
+        offset, length = start, stop - start
         if encoded:
-            offset = len(text[:inner_start].encode("utf-8", "surrogateescape"))
-            length = len(text[inner_start:inner_stop].encode("utf-8", "surrogateescape"))
-        else:
-            offset, length = inner_start, inner_stop - inner_start
+            offset = len(text[:start].encode("utf-8", "surrogateescape"))
+            length = len(text[start:stop].encode("utf-8", "surrogateescape"))
         if item is not None:
             relocations.append(Relocation(offset + shift, "record", len(new), list(item)))
         if data[offset : offset + length] != new:
             edits.append(Edit(offset, length, new))
             shift += len(new) - length
     return ArchiveForm(tuple(edits), tuple(relocations))
+
+
+def _record_values(
+    text: str, archived: dict[str, Stated], on_disk: dict[str, Stated]
+) -> Iterator[tuple[int, int, bytes, tuple[str, str] | None]]:
+    """(start, stop, what stands there in the archive, which field of which file it is) of a record's values."""
+    for key, value, start, stop in json_items(text):
+        if key in _BLANKED and value is not None:
+            yield start, stop, b'""', None
+        elif key == "link":
+            for name, inner, at, end in json_items(text, start):
+                if name == "source" and inner is not None:
+                    yield at, end, b'""', None
+                elif name == "type":
+                    yield at, end, b"1", None
+        elif key == "paths_data":
+            for name, _, at, _ in json_items(text, start):
+                if name == "paths":
+                    for _, entry, place, _ in json_items(text, at):
+                        path = entry.get("_path") if isinstance(entry, dict) else None
+                        if isinstance(path, str) and path in on_disk and path in archived:
+                            yield from _entry_values(text, place, path, archived[path], on_disk[path])
+
+
+def _entry_values(
+    text: str, start: int, path: str, form: Stated, found: Stated
+) -> Iterator[tuple[int, int, bytes, tuple[str, str]]]:
+    """`_record_values` of one file's entry."""
+    for field, _, at, end in json_items(text, start):
+        if field in ("sha256", "sha256_in_prefix") and text[at + 1 : end - 1] == found.sha256:
+            item = ("sha256", path)
+            yield at + 1, end - 1, stated_field("record", item, form), item
+        elif field == "size_in_bytes" and text[at:end] == str(found.n_bytes):
+            item = ("size", path)
+            yield at, end, stated_field("record", item, form), item
 
 
 _HISTORY_DATE = re.compile(rb"^==> .* <==$")
@@ -763,10 +769,9 @@ def direct_url_form(data: bytes, prefixes: Prefixes) -> ArchiveForm:
         json.loads(text)
     except (ValueError, RecursionError):
         return AS_IT_IS
-    for key, start, stop in json_scalars(text):
-        if key != ("url",) or not text[start:stop].startswith('"file://'):
+    for key, url, start, stop in json_items(text):
+        if key != "url" or not text[start:stop].startswith('"file://'):
             continue
-        url = json.loads(text[start:stop])
         try:
             path = urllib.parse.unquote_to_bytes(urllib.parse.urlsplit(url).path)
         except ValueError:

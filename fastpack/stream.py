@@ -275,7 +275,7 @@ class _Writer:
 
     def write_file(self, path: str, info: tarfile.TarInfo, source: Any) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        slices: list[bytes] = []
+        slices = b""
         left = info.size
         if left > _LARGE and left > (free := free_bytes(self._root)):
             raise NoSpace(

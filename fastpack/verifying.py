@@ -139,9 +139,9 @@ def _verify_archive(archive: Archive, deep: bool, threads: int, progress: Progre
         problem(error.path or "", error.message)
     total = sum(frame.plain_bytes for frame in manifest.frames)
 
-    def check(index: int) -> tuple[dict[int, list[bytes]], dict[int, bytes], str | None]:
+    def check(index: int) -> tuple[dict[int, bytes], dict[int, bytes], str | None]:
         """One frame: (slices by member, bytes of those that are looked at, what is wrong with it)."""
-        slices: dict[int, list[bytes]] = {}
+        slices: dict[int, bytes] = {}
         shown: dict[int, bytes] = {}
         try:
             if digest.blake(reader.packed(index)) != manifest.frames[index].packed_digest:
@@ -156,7 +156,7 @@ def _verify_archive(archive: Archive, deep: bool, threads: int, progress: Progre
         return slices, shown, None
 
     groups: dict[int, Counter[str]] = {}
-    open_slices: dict[int, list[bytes]] = {}
+    open_slices: dict[int, bytes] = {}
     done = 0
     indices = range(len(manifest.frames))
     for index, (slices, shown, wrong) in zip(indices, ordered_map(check, indices, threads), strict=True):
@@ -165,7 +165,7 @@ def _verify_archive(archive: Archive, deep: bool, threads: int, progress: Progre
             problem(manifest.members[segments[0].member].path, wrong)
         for segment in segments:
             member = manifest.members[segment.member]
-            open_slices.setdefault(segment.member, []).extend(slices.get(segment.member, []))
+            open_slices[segment.member] = open_slices.get(segment.member, b"") + slices.get(segment.member, b"")
             if segment.member in shown:
                 content.add(member.path, shown[segment.member])
             if segment.stop != member.n_bytes or member.kind is not Kind.FILE:
@@ -421,15 +421,15 @@ def _archive_digest(
             placing = placing_edits(as_packed.items, file.placeholder, destination, {})
             archived, size = Edited(archived, placing).read, ArchiveForm(placing, ()).n_bytes(size)
         starts = range(0, max(1, size), digest.SLICE)
-        return digest.file_digest([digest.blake(archived(min(digest.SLICE, size - at), at)) for at in starts])
+        return digest.file_digest(b"".join(digest.blake(archived(min(digest.SLICE, size - at), at)) for at in starts))
 
 
 def _file_digest(path: str) -> bytes:
-    slices: list[bytes] = []
+    slices = b""
     try:
         with open(path, "rb") as file:
             while (data := file.read(digest.SLICE)) or not slices:
-                slices.append(digest.blake(data))
+                slices += digest.blake(data)
     except OSError as error:
         raise Unreadable(f"a file cannot be read ({error.strerror})", path=path) from None
     return digest.file_digest(slices)

@@ -104,7 +104,7 @@ def redigested(manifest: Manifest, plains: list[bytes]) -> Manifest:
             if segment.header_bytes:
                 hashed.append(member.header(manifest.arcroot))
             if member.kind is Kind.FILE:
-                hashed += digest.slice_digests(plain[segment.at : segment.at + segment.stop - segment.start])
+                hashed.append(digest.slice_digests(plain[segment.at : segment.at + segment.stop - segment.start]))
         frames.append(dataclasses.replace(frame, digest=digest.frame_digest(hashed)))
     return dataclasses.replace(manifest, frames=tuple(frames))
 

@@ -117,7 +117,7 @@ def test_tables_are_checked(batch: ModuleType, folder: int) -> None:
         batch.read_files(folder, [b"a"], one, one, table(-1), one, one, out)
     with pytest.raises(ValueError, match="different lengths"):
         batch.write_files(folder, [b"a", b"b"], out, one, one, one, one)
-    for name, error in ((b"a\0b", ValueError), ("a", TypeError)):
+    for name, error in ((b"a\0b", ValueError), ("\xe9\0", ValueError), (1, TypeError)):
         with pytest.raises(error):
             batch.read_files(folder, [name], one, one, one, one, one, out)
         with pytest.raises(error):
@@ -165,4 +165,58 @@ def test_headers_are_the_twins_and_tarfiles(members: list[tuple[bytes, bytes, in
 def test_containers_headers_are_these() -> None:
     block = bytearray(512)
     _batch.tar_headers([b"d/"], [b""], b"5", table(0o755), table(0), table(946684800), table(0), block)
-    assert container.header(container.Header(Kind.DIRECTORY, b"d/", b"", 0o755, 0, 946684800)) == block
+    assert container.headers_of(container.Headers([Kind.DIRECTORY], ["d/"], [""], [0o755], [0], [946684800])) == block
+
+
+@BOTH
+def test_a_directory_is_listed(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    assert batch.list_folder(folder) == ([], table())
+    for name in ("b", "a", os.fsdecode(b"\xff"), "\xe9", "x" * 255, "a b"):
+        Path(tmp_path, name).write_bytes(name.encode("utf-8", "surrogateescape"))
+    Path(tmp_path, "folder").mkdir()
+    Path(tmp_path, "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo")
+    os.utime(tmp_path / "a", ns=(0, -1_500_000_001))
+    os.chmod(tmp_path / "b", 0o4751)
+    names, numbers = batch.list_folder(folder)
+    assert names == sorted(os.listdir(tmp_path), key=os.fsencode)
+    for name, start in zip(names, range(0, len(numbers), len(_batch_py.LISTED)), strict=True):
+        info = os.lstat(tmp_path / name)
+        wanted = [info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev]
+        assert list(numbers[start : start + len(_batch_py.LISTED)]) == [*wanted, info.st_nlink]
+    assert _batch.list_folder(folder) == _batch_py.list_folder(folder)
+    closed = os.dup(folder)
+    os.close(closed)
+    for descriptor in (closed, os.open(tmp_path / "a", os.O_RDONLY)):
+        with pytest.raises(OSError):
+            batch.list_folder(descriptor)
+
+
+@BOTH
+def test_zeros_are_filled_in(batch: ModuleType) -> None:
+    out = bytearray(b"\xaa" * 10)
+    batch.fill_zeros(table(0, 4, 10, 9), table(2, 0, 0, 1), out)
+    assert out == b"\0\0" + b"\xaa" * 7 + b"\0"
+    with pytest.raises(ValueError, match="outside"):
+        batch.fill_zeros(table(9), table(2), out)
+    with pytest.raises(ValueError, match="different lengths"):
+        batch.fill_zeros(table(9), table(), out)
+
+
+@BOTH
+def test_names_may_be_text(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    names = ["a", "\xe9", os.fsdecode(b"\xff"), "\u20ac"]
+    assert batch.write_files(folder, names, b"wxyz", table(0, 1, 2, 3), table(1, 1, 1, 1), table(*[0o644] * 4),
+                             table(0, 0, 0, 0)) == []  # fmt: skip
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == sorted(map(os.fsencode, names))
+    out = bytearray(4)
+    ones = table(1, 1, 1, 1)
+    zeros = table(0, 0, 0, 0)
+    assert batch.read_files(folder, names, ones, zeros, zeros, table(3, 2, 1, 0), ones, out) == []
+    assert out == b"zyxw"
+    blocks = bytearray(4 * 512), bytearray(4 * 512)
+    rows = table(*range(0, 2048, 512))
+    batch.tar_headers(names, names, b"0000", zeros, zeros, zeros, rows, blocks[0])
+    raw = [os.fsencode(name) for name in names]
+    batch.tar_headers(raw, raw, b"0000", zeros, zeros, zeros, rows, blocks[1])
+    assert blocks[0] == blocks[1]

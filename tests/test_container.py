@@ -17,17 +17,26 @@ names = st.tuples(st.sampled_from([b"x", b"\xff", "é".encode()]), lengths).map(
 )
 
 
-@given(
+members = st.tuples(
     st.sampled_from(list(Kind)), names, names, st.integers(0, 0o777), st.integers(0, 2**34),
     st.one_of(st.integers(0, 2**20), st.sampled_from([8**11 - 1, 8**11, 2**40])),
 )  # fmt: skip
-def test_a_header_is_tarfiles(kind: Kind, path: str, target: str, mode: int, mtime: int, n_bytes: int) -> None:
-    target = target if kind in (Kind.LINK, Kind.HARDLINK) else ""
-    info = tarfile.TarInfo(path)
-    info.type = container.TYPES[kind]
-    info.mode, info.mtime, info.linkname = mode, mtime, target
-    info.size = n_bytes if kind is Kind.FILE else 0
-    name, link = container.raw_names(kind, "", path, target)
-    header = container.header(container.Header(kind, name, link, mode, n_bytes, mtime))
-    assert header == info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
-    assert len(header) == container.header_bytes(name, link)
+
+
+@given(st.lists(members, min_size=1, max_size=4))
+def test_headers_are_tarfiles(rows: list[tuple[Kind, str, str, int, int, int]]) -> None:
+    wanted = []
+    for kind, path, target, mode, mtime, n_bytes in rows:
+        info = tarfile.TarInfo(path)
+        info.type = container.TYPES[kind]
+        info.mode, info.mtime = mode, mtime
+        info.linkname = target if kind in (Kind.LINK, Kind.HARDLINK) else ""
+        info.size = n_bytes if kind is Kind.FILE else 0
+        wanted.append(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+    kinds, paths, targets, modes, mtimes, sizes = zip(*rows, strict=True)
+    targets = tuple(
+        target if kind in (Kind.LINK, Kind.HARDLINK) else "" for kind, target in zip(kinds, targets, strict=True)
+    )
+    names, texts = container.raw_names(kinds, "", paths, targets)
+    assert container.headers_of(container.Headers(kinds, names, texts, modes, sizes, mtimes)) == b"".join(wanted)
+    assert list(map(container.header_bytes, names, texts)) == list(map(len, wanted))

@@ -50,7 +50,7 @@ def content(*marks: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[bytes]]:
 
 
 def on_disk(data: bytes) -> DiskFile:
-    return DiskFile("lib/x", Kind.FILE, 0o100644, len(data), 0, 1, 1, 1)
+    return DiskFile("lib/x", Kind.FILE, "", 0o100644, len(data), 0, 0, 1, 1, 1)
 
 
 @given(st.data(), paths, paths, placeholders)

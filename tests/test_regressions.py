@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fastpack
-from fastpack import errors
+from fastpack import _batch_py, errors, fs
 from fastpack.environment import Environment
 from fastpack.examine import examine, source_prefixes
 from fastpack.made_prefix import MadeFile, MadePackage, install
@@ -268,22 +268,16 @@ def test_wheels_of_nonsense_are_packed_as_they_are(tmp_path: Path) -> None:
 
 def test_a_vanishing_file_has_its_exit_code(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(made, "share/app/gone", "x")
-    scandir = os.scandir
+    listdir = os.listdir
 
-    class Vanishing:
-        def __init__(self, path: str) -> None:
-            self._path, self._inner = path, scandir(path)
+    def vanishing(folder: int) -> list[str]:
+        names = listdir(folder)
+        if "gone" in names:
+            Path(made, "share/app/gone").unlink()
+        return names
 
-        def __enter__(self) -> object:
-            found = list(self._inner)
-            if self._path.endswith("share/app"):
-                Path(made, "share/app/gone").unlink()
-            return iter(found)
-
-        def __exit__(self, *rest: object) -> None:
-            self._inner.close()
-
-    monkeypatch.setattr(os, "scandir", Vanishing)
+    monkeypatch.setattr(fs, "batch", _batch_py)  # the native one cannot be stopped between listing and asking
+    monkeypatch.setattr(os, "listdir", vanishing)
     with pytest.raises(errors.ChangedWhileRead):
         Environment.from_prefix(made)
 

@@ -21,7 +21,7 @@ from fastpack.relocation import (
     apply_edits,
     direct_url_form,
     history_form,
-    json_scalars,
+    json_items,
     link_targets,
     pip_record_form,
     read_range,
@@ -235,13 +235,20 @@ def test_row_14_links(path: str, target: str, wanted: str, external: bool) -> No
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     )
 )
-def test_json_scalars_are_where_json_says(value: object) -> None:
-    for text in (json.dumps(value), json.dumps(value, indent=2, ensure_ascii=False)):
-        for path, start, stop in json_scalars(text):
-            found: object = json.loads(text)
-            for key in path:
-                found = found[key]  # type: ignore[index]
-            assert json.loads(text[start:stop]) == found
+def test_json_items_are_where_json_says(value: object) -> None:
+    def check(text: str, start: int, found: object) -> None:
+        items = list(json_items(text, start))
+        if isinstance(found, dict):
+            assert [key for key, _, _, _ in items] == list(found)
+        else:
+            assert len(items) == (len(found) if isinstance(found, list) else 0)
+        for key, inner, at, stop in items:
+            assert inner == found[key]  # type: ignore[index]
+            assert json.loads(text[at:stop]) == inner
+            check(text, at, inner)
+
+    for text in (json.dumps(value), " " + json.dumps(value, indent=2, ensure_ascii=False)):
+        check(text, 0, value)
 
 
 def test_row_16_a_record_states_the_archive_form() -> None:
