@@ -55,6 +55,7 @@ def _options(
     ignore_missing_files: bool = False,
     ignore_editable_packages: bool = False,
     verify_source: bool = False,
+    verify_content: bool = False,
     prefix_is_unique: bool = False,
     strict: bool = False,
     pad: Sequence[str] = (),
@@ -76,6 +77,7 @@ def _options(
         ignore_missing_files=ignore_missing_files,
         ignore_editable_packages=ignore_editable_packages,
         verify_source=verify_source,
+        verify_content=verify_content,
         prefix_is_unique=prefix_is_unique,
         strict=strict,
         pad=tuple(pad),
@@ -111,6 +113,7 @@ def pack(
     ignore_missing_files: bool = False,
     *,
     verify_source: bool = False,
+    verify_content: bool = False,
     prefix_is_unique: bool = False,
     strict: bool = False,
     pad: Sequence[str] = (),
@@ -141,6 +144,7 @@ def pack(
     filters : ``("exclude" | "include", pattern)``, applied in order.
     ignore_editable_packages, ignore_missing_files : go on where that would be an error.
     verify_source : hold every managed file against its sha256, however large.
+    verify_content : read every file, also those that have not changed since an earlier pack read them.
     prefix_is_unique : replace mentions of a prefix such as ``/usr/local`` in unmanaged files too.
     strict : refuse if a file or link depends on the source prefix and cannot be relocated; unmanaged binaries then
         also limit the prefixes that the archive can be unpacked at.
@@ -170,8 +174,8 @@ def pack(
         env,
         _options(
             output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
-            ignore_editable_packages, verify_source, prefix_is_unique, strict, pad, external_links, base,
-            base_id, reuse_any, cache, cache_bytes,
+            ignore_editable_packages, verify_source, verify_content, prefix_is_unique, strict, pad, external_links,
+            base, base_id, reuse_any, cache, cache_bytes,
         ),
     )  # fmt: skip
 

@@ -35,8 +35,13 @@ class Base:
         self._lock = threading.Lock()
         self.path = archive.path if archive else None
 
-    def packed(self, frame_digest: bytes, plain_bytes: int) -> memoryview | None:
-        """The compressed bytes of a frame, if the base has it and it is what its manifest says.
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no frame to offer."""
+        return not self._index
+
+    def packed(self, frame_digest: bytes, plain_bytes: int) -> tuple[memoryview, bytes] | None:
+        """The compressed bytes of a frame and their BLAKE3, if the base has it and it is what its manifest says.
 
         A frame's digest stands for all its bytes (headers and data; the rest is zeros), so these are the bytes that
         compressing it anew would give, with the same libraries.
@@ -55,7 +60,7 @@ class Base:
             with self._lock:
                 self._rotten.add(index)
             return None
-        return packed
+        return packed, frame.packed_digest
 
     def groups(self) -> Groups:
         """The base's groups with their frames."""

@@ -23,6 +23,7 @@ from fastpack.native import batch, kernel
 from fastpack.parallel import Scratch
 from fastpack.plan import Plan, Planned, PlannedFrame, in_archive
 from fastpack.reading import changed, open_folder, open_source, read_many
+from fastpack.stat_table import AS_ON_DISK, Known, StatTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +31,15 @@ class Built:
     """A frame ready to be written, and what was learnt of the members in it, in columns."""
 
     packed: bytes | memoryview
+    packed_digest: bytes
     reused: bool  # whether base or cache had it
     plain_bytes: int
     digest: bytes
-    packed_digest: bytes
+    n_bytes: int  # of files
+    was_read: bool  # whether they were read, not only looked up
     slices: list[bytes]  # digests of each member's slices in this frame; nothing for what is no file
     mtimes: list[int]  # of the members that begin here
-    source_bytes: int
-    n_naming: int  # .pyc files that name the source prefix (until their co_filename is normalised)
+    naming: list[bool]  # .pyc files that name the source prefix (until their co_filename is normalised)
 
 
 class _Layout(NamedTuple):
@@ -53,17 +55,19 @@ class _Layout(NamedTuple):
 
 @contextmanager
 def builder(
-    plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None
-) -> Iterator[Builder]:
+    plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None,
+    table: StatTable,
+) -> Iterator[Builder]:  # fmt: skip
     """What builds a plan's frames.
 
     Parameters
     ----------
     prefixes : those that a ``.pyc`` may name.
     base, cache : frames to use again.
+    table : what is known of files without reading them.
     """
     with open_folder(plan.environment.prefix) as folder:
-        yield Builder(plan, codec, level, prefixes, base, cache, folder)
+        yield Builder(plan, codec, level, prefixes, base, cache, table, folder)
 
 
 class Builder:
@@ -75,7 +79,7 @@ class Builder:
 
     def __init__(
         self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None,
-        folder: int,
+        table: StatTable, folder: int,
     ) -> None:  # fmt: skip
         self._plan = plan
         self._codec = codec
@@ -83,11 +87,13 @@ class Builder:
         self._prefixes = prefixes
         self._base = base
         self._cache = cache
+        self._table = table
         self._folder = folder
         self._root = plan.arcroot + "/" if plan.arcroot else ""
         self._mtimes: dict[str, int] = {}
         self._scratch = Scratch()
         self._followed = {member.follows for member in plan.members if member.follows is not None}
+        self._followed |= {member.target for member in plan.members if member.kind is Kind.HARDLINK}
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
@@ -95,9 +101,12 @@ class Builder:
         return {member.path: index for index, member in enumerate(self._plan.members)}
 
     def build(self, frame: PlannedFrame) -> Built:
-        """Read, bring into archive form, hash and compress one frame."""
+        """Read, bring into archive form, hash and compress one frame; or find it where it was compressed before."""
         members = self._plan.members[frame.first : frame.last]
         layout = self._lay_out(frame, members)
+        found = self._look_up(frame, members, layout)
+        if found is not None:
+            return found
         plain = self._scratch.view(layout.end)
         self._read(frame, members, layout, plain)
         pieces = [plain[start:stop] for start, stop in zip(layout.starts, layout.stops, strict=True)]
@@ -113,19 +122,86 @@ class Builder:
                 for member, mtime in zip(members, mtimes, strict=True)
                 if member.path in self._followed
             )
-            self._write_headers(members, layout, mtimes, plain)
-        headers = [plain[start:stop] for start, stop in zip(layout.headers, layout.starts, strict=True)]
+        headers = self._headers(frame, members, layout, mtimes)
+        for header, start in zip(headers, layout.headers, strict=True):
+            plain[start : start + len(header)] = header
         name = digest.frame_digest(itertools.chain.from_iterable(zip(headers, slices, strict=True)))
-        known = self._base.packed(name, len(plain))
-        if known is None and self._cache is not None:
-            known = self._cache.packed(name)
-        packed = self._codec.compress(plain, self._level) if known is None else known
-        if known is None and self._cache is not None:
-            self._cache.keep(name, packed)
+        stored = self._stored(name, len(plain))
+        if stored is None:
+            packed = self._codec.compress(plain, self._level)
+            packed_digest = digest.blake(packed)
+            if self._cache is not None:
+                self._cache.keep(name, packed, packed_digest)
         return Built(
-            packed, known is not None, len(plain), name, digest.blake(packed), slices, mtimes,
-            sum(map(len, pieces)), self._count_naming(members, layout, plain),
+            *(stored or (packed, packed_digest)), stored is not None, len(plain), name, sum(map(len, pieces)), True,
+            slices, mtimes, self._naming(members, layout, plain),
         )  # fmt: skip
+
+    def _stored(self, name: bytes, plain_bytes: int) -> tuple[bytes | memoryview, bytes] | None:
+        """A frame's compressed bytes and their BLAKE3, where base or cache has them."""
+        stored = self._base.packed(name, plain_bytes)
+        if stored is None and self._cache is not None:
+            stored = self._cache.packed(name)
+        return stored
+
+    def _look_up(self, frame: PlannedFrame, members: Sequence[Planned], layout: _Layout) -> Built | None:
+        """A frame that base or cache has, by what is known of its files: none of them is read."""
+        if self._base.is_empty and self._cache is None:
+            return None
+        rows = []
+        for member in members:
+            row = self._known(member)
+            if row is None:
+                return None
+            rows.append(row)
+        mtimes = [] if frame.start else [row.mtime for row in rows]
+        slices = [row.slices for row in rows]
+        if frame.stop is not None:
+            first, last = frame.start // digest.SLICE, -(-frame.stop // digest.SLICE)
+            slices = [slices[0][digest.N_BYTES * first : digest.N_BYTES * last]]
+        headers = self._headers(frame, members, layout, mtimes)
+        name = digest.frame_digest(itertools.chain.from_iterable(zip(headers, slices, strict=True)))
+        stored = self._stored(name, layout.end)
+        if stored is None:
+            return None
+        n_bytes = sum(map(operator.sub, layout.stops, layout.starts))
+        return Built(
+            *stored, True, layout.end, name, n_bytes, False, slices, mtimes, [row.naming for row in rows]
+        )  # fmt: skip
+
+    def _known(self, member: Planned) -> Known | None:
+        """What the archive needs to know of a member, if that is known without reading it."""
+        if member.kind is Kind.HARDLINK:
+            mtime = self._time_of(member.target)
+            return None if mtime is None else Known(mtime, False, b"")
+        if member.kind is not Kind.FILE:
+            assert member.mtime is not None
+            return Known(member.mtime, False, b"")
+        if member.source is None:
+            slices = digest.slice_digests(member.content)
+            return Known(self._mtime(member, memoryview(member.content), slices), False, slices)
+        key = self.key(member)
+        row = None if key is None else self._table.known(member.source, key)
+        return row if row is None or member.mtime is None else row._replace(mtime=member.mtime)
+
+    def key(self, member: Planned) -> bytes | None:
+        """What stands for the way from a file on disk to its archive form and time; None if that is not known yet."""
+        if member.follows is None and member.is_as_on_disk:
+            return AS_ON_DISK
+        followed = None if member.follows is None else self._time_of(member.follows)
+        if member.follows is not None and followed is None:
+            return None
+        way = (followed, member.form.edits, bool(member.form.relocations), member.placing)
+        return digest.blake(repr(way).encode())[: len(AS_ON_DISK)]
+
+    def _time_of(self, path: str) -> int | None:
+        """The time of a file that others follow, if it is known without reading it."""
+        if path not in self._mtimes:
+            known = self._known(self._plan.members[self._index[path]])
+            if known is None:
+                return None
+            self._mtimes[path] = known.mtime
+        return self._mtimes[path]
 
     def _lay_out(self, frame: PlannedFrame, members: Sequence[Planned]) -> _Layout:
         kinds = [member.kind for member in members]
@@ -222,8 +298,13 @@ class Builder:
         key = mtime_key(member.n_bytes, head, tail)
         return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
 
-    def _write_headers(self, members: Sequence[Planned], layout: _Layout, mtimes: list[int], plain: memoryview) -> None:
-        headers = container.Headers(
+    def _headers(
+        self, frame: PlannedFrame, members: Sequence[Planned], layout: _Layout, mtimes: list[int]
+    ) -> list[bytes]:
+        """Each member's header; nothing for one that began in an earlier frame."""
+        if frame.start:
+            return [b""]
+        columns = container.Headers(
             [member.kind for member in members],
             layout.names,
             layout.targets,
@@ -231,10 +312,13 @@ class Builder:
             [member.n_bytes for member in members],
             mtimes,
         )
-        container.write_headers(headers, layout.headers, plain)
+        text = container.headers_of(columns)
+        lengths = map(operator.sub, layout.starts, layout.headers)
+        ends = list(itertools.accumulate(lengths, initial=0))
+        return [text[start:stop] for start, stop in itertools.pairwise(ends)]
 
-    def _count_naming(self, members: Sequence[Planned], layout: _Layout, plain: memoryview) -> int:
+    def _naming(self, members: Sequence[Planned], layout: _Layout, plain: memoryview) -> list[bool]:
         if not members[0].is_pyc:  # a frame has members of one class
-            return 0
+            return [False] * len(members)
         lengths = array("q", map(operator.sub, layout.stops, layout.starts))
-        return sum(kernel.find_any(plain, array("q", layout.starts), lengths, self._prefixes))
+        return list(map(bool, kernel.find_any(plain, array("q", layout.starts), lengths, self._prefixes)))

@@ -30,7 +30,6 @@ _NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _TEMPORARY = re.compile(r"tmp-[0-9a-f]{16}")
 #: Seconds after which a temporary file is what a killed pack left: a frame is written in far less.
 _ABANDONED = 3600
-_DIGEST_BYTES = 32
 
 
 class Entry(NamedTuple):
@@ -67,13 +66,13 @@ class Cache:
         except OSError as error:
             raise Unreadable(f"the cache cannot be made ({error.strerror})", path=root) from None
 
-    def packed(self, frame_digest: bytes) -> memoryview | None:
-        """A frame's compressed bytes; None if they are not there, or not what was put in."""
+    def packed(self, frame_digest: bytes) -> tuple[memoryview, bytes] | None:
+        """A frame's compressed bytes and their BLAKE3; None if they are not there, or not what was put in."""
         path = self._path(frame_digest)
         try:
             with open(path, "rb") as file:
                 data = memoryview(file.read())
-            if digest.blake(data[_DIGEST_BYTES:]) != data[:_DIGEST_BYTES]:
+            if digest.blake(data[digest.N_BYTES :]) != data[: digest.N_BYTES]:
                 text = f"a frame of the cache is damaged: {frame_digest.hex()[:16]} was compressed anew"
                 self._warn(Warned("rotten-cache", self.root, text))
                 os.unlink(path)
@@ -84,17 +83,17 @@ class Cache:
         except OSError as error:
             self._warn(Warned("cache-failed", self.root, f"the cache cannot be read ({error.strerror})"))
             return None
-        return data[_DIGEST_BYTES:]
+        return data[digest.N_BYTES :], bytes(data[: digest.N_BYTES])
 
-    def keep(self, frame_digest: bytes, packed: bytes | memoryview) -> None:
-        """Put a frame in. What hinders that is a warning: the pack goes on."""
+    def keep(self, frame_digest: bytes, packed: bytes | memoryview, packed_digest: bytes) -> None:
+        """Put a frame in, with the BLAKE3 of its compressed bytes. What hinders that is a warning: the pack goes on."""
         path = self._path(frame_digest)
         temporary = os.path.join(self._folder, f"tmp-{secrets.token_hex(8)}")
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             try:
                 with open(temporary, "xb") as file:
-                    file.write(digest.blake(packed))
+                    file.write(packed_digest)
                     file.write(packed)
                 os.rename(temporary, path)
             except BaseException:
@@ -191,7 +190,7 @@ def verify(root: str) -> CacheReport:
         try:
             with open(entry.path, "rb") as file:
                 data = memoryview(file.read())
-            if digest.blake(data[_DIGEST_BYTES:]) != data[:_DIGEST_BYTES]:
+            if digest.blake(data[digest.N_BYTES :]) != data[: digest.N_BYTES]:
                 os.unlink(entry.path)
                 rotten.append(os.path.basename(entry.path))
                 n_bytes += entry.n_bytes

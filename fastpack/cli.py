@@ -101,6 +101,7 @@ _ignore_requirements = click.option(
 @click.option("--ignore-missing-files", is_flag=True, help="Go on when files of packages are missing.")
 @click.option("--ignore-editable-packages", is_flag=True, help="Go on when packages are installed in place.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
+@click.option("--verify-content", is_flag=True, help="Read every file, also those unchanged since an earlier pack.")
 @click.option("--prefix-is-unique", is_flag=True, help="Replace mentions of a prefix like /usr/local in any file.")
 @_pad
 @_links
@@ -113,8 +114,8 @@ def pack(
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
     include: tuple[str, ...], force: bool, base: str | None, base_id: str | None, reuse_any: bool,
     cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
-    verify_source: bool, prefix_is_unique: bool, pad: tuple[str, ...], external_links: str | None, strict: bool,
-    quiet: bool, as_json: bool,
+    verify_source: bool, verify_content: bool, prefix_is_unique: bool, pad: tuple[str, ...],
+    external_links: str | None, strict: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pack an environment into one archive."""
     console = Console("pack", quiet, as_json, json_to_stderr=output == "-")
@@ -137,6 +138,7 @@ def pack(
             output=output, format=format_, compress_level=compress_level, n_threads=n_threads, arcroot=arcroot,
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
             ignore_editable_packages=ignore_editable_packages, verify_source=verify_source,
+            verify_content=verify_content,
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
             base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
         )  # fmt: skip

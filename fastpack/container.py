@@ -101,6 +101,9 @@ def _plain_rows(
     A name that is too long stands, with a NUL, as the data of a member of its own before the member.
     """
     for kind, name, target, mode, _, mtime, size, start in zip(*headers, sizes, places, strict=True):
+        if len(name) <= NAME >= len(target) and size < OCTAL and 0 <= mtime < OCTAL:
+            yield TYPES[kind], name, target, mode, size, mtime, start
+            continue
         place = start
         if size >= OCTAL or not 0 <= mtime < OCTAL:
             text = _odd_header(kind, os.fsencode(name), os.fsencode(target), mode, size, mtime)

@@ -436,20 +436,25 @@ def _distributions(
         for row in rows:
             if not row or "\0" in row[0]:
                 continue
-            name_ = row[0]
-            path = inner_root + name_
+            stated_name = row[0]
+            path = inner_root + stated_name
             # What `normpath` would change: an absolute name, an empty or dotted part.
-            if "./" in name_ or "//" in name_ or name_.startswith("/") or name_.endswith(("/", ".")):
-                path = os.path.normpath(os.path.join(root, name_))
+            if (
+                "./" in stated_name
+                or "//" in stated_name
+                or stated_name.startswith("/")
+                or stated_name.endswith(("/", "."))
+            ):
+                path = os.path.normpath(os.path.join(root, stated_name))
             stated.add(path)
             file = files.get(path)
             if file is None or path in groups:
                 continue
             paths.append(path)
-            inside = path.startswith(inner_root) and not name_.startswith(("../", "/"))
+            inside = path.startswith(inner_root) and not stated_name.startswith(("../", "/"))
             if portable and inside and len(row) >= 3 and row[2] == str(file.n_bytes):
                 untouchable.add(path)
-        untouchable -= {f"{folder}/{name_}" for name_ in INSTALLER_FILES}
+        untouchable -= {f"{folder}/{stated_name}" for stated_name in INSTALLER_FILES}
         yield Distribution(
             Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(stated), frozenset(untouchable)
         )

@@ -9,7 +9,8 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fastpack import digest
 from fastpack._place_py import Mismatch, Stated, with_pad
@@ -56,8 +57,7 @@ _SMALL = 1 << 20
 _PYC_HEADER = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
+class Examined(NamedTuple):
     """What the planning pass found out about a regular file."""
 
     verdict: Verdict
@@ -175,7 +175,7 @@ def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined
                 continue
             if sha256_of(pread, file.n_bytes, edits) == recorded.sha256:
                 finished = _finish(file, form, pread, found.verdict, recorded.placeholder, found.not_relocated)
-                return replace(finished, pyc_header=found.pyc_header)
+                return finished._replace(pyc_header=found.pyc_header)
     return found
 
 
@@ -355,7 +355,7 @@ def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathE
             return _examine_modified(facts, file, pread, data)
         binary = is_binary(pread, file.n_bytes)
         stand_in = PLACEHOLDER[:slot] if binary else PLACEHOLDER
-        entry = replace(entry, sha256=None, placeholder=os.fsdecode(stand_in), file_mode="binary" if binary else "text")
+        entry = entry._replace(sha256=None, placeholder=os.fsdecode(stand_in), file_mode="binary" if binary else "text")
     if entry.placeholder is None and not entry_point:
         if entry.sha256 is not None and (file.n_bytes <= CHECKED_BY_DIGEST or facts.verify_source):
             pread, data = buffered(pread, file.n_bytes)

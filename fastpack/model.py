@@ -65,8 +65,7 @@ class Group:
         return f"{self.kind} {self.name}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class PathEntry:
+class PathEntry(NamedTuple):
     """A line of ``paths_data`` in a record, or of ``files`` where there is no more."""
 
     path: str

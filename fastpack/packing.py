@@ -15,7 +15,7 @@ from fastpack import container, digest
 from fastpack._place_py import ascii_only, check_pad, content_mtime
 from fastpack._version import VERSION
 from fastpack.base import Base, Groups, by_group, compare, open_base
-from fastpack.building import Builder, builder
+from fastpack.building import Builder, Built, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
@@ -27,14 +27,17 @@ from fastpack.manifest import MANIFEST, Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.plan import Plan, Planned, make_plan
+from fastpack.stat_table import Known, StatTable, open_table
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to pack. `output` None means ``NAME.<format>`` in the working directory, ``-`` standard output.
 
-    `base` is an earlier archive whose frames are used again; None: the one that `force` replaces. `base_id` and
-    `reuse_any` are `open_base`'s. `cache` is a directory of frames, `cache_bytes` what it may have in the end.
+    `verify_content` reads every file, also those that have not changed since an earlier pack read them; `verify_source`
+    also holds managed ones against their sha256. `base` is an earlier archive whose frames are used again; None: the
+    one that `force` replaces. `base_id` and `reuse_any` are `open_base`'s. `cache` is a directory of frames,
+    `cache_bytes` what it may have in the end.
     """
 
     output: str | None = None
@@ -47,6 +50,7 @@ class Options:
     ignore_missing_files: bool = False
     ignore_editable_packages: bool = False
     verify_source: bool = False
+    verify_content: bool = False
     prefix_is_unique: bool = False
     strict: bool = False
     pad: tuple[str, ...] = ()  # rules, see with_pad
@@ -122,11 +126,14 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     replaced = output if options.force and output != "-" else None
     cache = None if options.cache is None else Cache(options.cache, options.cache_bytes, codec, level)
     with open_base(options.base, replaced, codec, level, options.base_id, options.reuse_any) as base:
+        everything = options.verify_content or options.verify_source
+        table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
         with (
-            builder(plan, codec, level, examination.prefixes.plain, base, cache) as built,
+            builder(plan, codec, level, examination.prefixes.plain, base, cache, table) as built,
             _opened(output, options.force) as out,
         ):
-            written = _write(plan, built, codec, level, threads, out, progress)
+            written = _write(plan, built, table, codec, level, threads, out, progress)
+        table.save()
         if cache is not None:
             cache.trim()
         return _report(plan, codec, output, written, examination, base, cache, time.monotonic() - started)
@@ -203,8 +210,9 @@ class _Written:
 
 
 def _write(
-    plan: Plan, builder: Builder, codec: Codec, level: int, threads: int, out: BinaryIO, progress: Progress
-) -> _Written:
+    plan: Plan, builder: Builder, table: StatTable, codec: Codec, level: int, threads: int, out: BinaryIO,
+    progress: Progress,
+) -> _Written:  # fmt: skip
     """Write the archive: frames in order, then the manifest and what leads to it."""
     frames: list[Frame] = []
     members: list[Member] = []
@@ -229,11 +237,14 @@ def _write(
                 found = [slices]
             if planned.stop is None or planned.stop == here[0].n_bytes:
                 members += _as_members(here, mtimes, found, position[planned.group])
-            done += built.source_bytes
-            work["hashed"] += built.plain_bytes
+                _learn(table, builder, here, mtimes, found, built)
+            done += built.n_bytes
+            if built.was_read:
+                work["read"] += built.n_bytes
+                work["hashed"] += built.plain_bytes
             work["reused" if built.reused else "compressed"] += built.plain_bytes
             work["copied"] += len(built.packed) if built.reused else 0
-            n_naming += built.n_naming
+            n_naming += sum(built.naming)
             progress("pack", done, total, str(planned.group))
         manifest = Manifest(_header(plan, codec, level), plan.packages, tuple(groups), tuple(frames), tuple(members),
                             plan.left_out).to_bytes()  # fmt: skip
@@ -257,7 +268,6 @@ def _write(
             raise
         name = getattr(out, "name", None)
         raise explain_os_error(error, name if isinstance(name, str) else "standard output") from None
-    work["read"] = done
     frame_groups = [planned.group for planned in plan.frames]
     return _Written(archive_id.hex(), offset + len(end), frames, frame_groups, members, n_naming, work)
 
@@ -270,6 +280,19 @@ def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[byte
             member.kind, member.path, member.mode, mtime, member.n_bytes, member.target, file_digest, group,
             member.final_mode, member.verdict, member.not_relocated,
         )  # fmt: skip
+
+
+def _learn(
+    table: StatTable, builder: Builder, planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], built: Built
+) -> None:
+    """Remember whole files that were read."""
+    if not built.was_read:
+        return
+    for member, mtime, found, naming in zip(planned, mtimes, slices, built.naming, strict=True):
+        if member.source is not None and member.kind is Kind.FILE:
+            key = builder.key(member)
+            if key is not None:
+                table.learn(member.source, key, Known(mtime, naming, found))
 
 
 def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:

@@ -53,6 +53,14 @@ def run_fastpack(*arguments: object, cwd: object = None, env: dict[str, str] | N
     return Done(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache directory is not touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        yield
+
+
 @pytest.fixture
 def fastpack() -> Callable[..., Done]:
     return run_fastpack

@@ -45,7 +45,7 @@ def test_nothing_changed_and_nothing_is_compressed(twice: tuple[str, str], tmp_p
     out = str(tmp_path / "new.tar.zst")
     report = fastpack.pack(prefix=made, output=out, base=old)
     assert Path(out).read_bytes() == Path(old).read_bytes() and report.base == old
-    assert report.work["compressed"] == 0 and report.work["reused"] == report.work["hashed"] > 3 << 20
+    assert report.work["compressed"] == 0 and report.work["reused"] >= report.work["hashed"] > 3 << 20
     assert report.work["copied"] == sum(frame.packed_bytes for frame in manifest_of(old).frames)
     assert not report.groups["changed"] and not report.groups["new"] and not report.groups["gone"]
     assert {"conda app", "pip tool", "pip other", "rest"} <= set(report.groups["unchanged"])
