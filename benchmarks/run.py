@@ -25,6 +25,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import incremental  # noqa: E402
 from environments import CHECKS, MAKERS  # noqa: E402
 
 from fastpack import benching  # noqa: E402
@@ -37,6 +38,12 @@ LEVELS = (
     zstd_tool(1),
     zstd_tool(9),
 )
+#: Without compression: what the files themselves cost.
+PLAIN = (
+    fastpack_tool("fastpack tar", ".tar"),
+    Tool("tar", ".tar", 'tar -cf "$ARCHIVE" -C "$PREFIX" .', 'mkdir "$TARGET" && tar -xf "$ARCHIVE" -C "$TARGET"',
+         ("tar",), "tar --version"),
+)  # fmt: skip
 #: What `--slow-rounds` is for: a round of these takes longer than one of all the others.
 SLOW = ("conda-pack", "conda-pack -j")
 #: What one round has to do for where `--slow-rounds` is given.
@@ -68,7 +75,10 @@ def measure(prefix: str, name: str, tools: Sequence[Tool], options: Options) -> 
     return {**report, "prefix": name}
 
 
-def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dict[str, Any]]], options: str) -> str:
+def summary(
+    results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dict[str, Any]]],
+    again: dict[str, list[dict[str, Any]]], options: str,
+) -> str:  # fmt: skip
     """README.md of a run."""
     first = next(iter(results.values()))
     machine = first["machine"]
@@ -106,6 +116,8 @@ def summary(results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dic
                     f"| {tool['name']} | {threads} | {cells[0]} | {cells[1]} |".replace("tar | zstd", "tar \\| zstd")
                 )
         lines.append("")
+    for name, rows in again.items():
+        lines += incremental.table(name, rows)
     lines += ["## Commands", "", "| | version | pack | unpack |", "|---|---|---|---|"]
     for tool in first["tools"]:
         cells = [tool["name"], tool["version"], f"`{tool['pack_command']}`", f"`{tool['unpack_command']}`"]
@@ -142,6 +154,7 @@ def main() -> None:
     parser.add_argument("--channel", help="a conda channel with python 3.11, numpy, pip (default: the demo's Python)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=None, help="of what takes minutes (default: as many)")
+    parser.add_argument("--only", action="append", default=[], metavar="TOOL", help="only this tool; more than once")
     parser.add_argument("--threads", type=int, default=benching.default_threads())
     parser.add_argument("--keep", metavar="DIR", help="where environments are kept for the next run")
     parser.add_argument("--out", metavar="DIR", type=Path, help="default: benchmarks/runs/<date>-<machine>")
@@ -154,17 +167,22 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     curves: dict[str, dict[int, dict[str, Any]]] = {}
+    again: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="fastpack-bench-") as temporary:
         folder = os.path.abspath(arguments.keep or temporary)
         for name in arguments.names or ["small"]:
             prefix = make(name, folder, arguments.channel)
-            options = Options(arguments.rounds, arguments.threads, check=CHECKS[name], work=folder)
-            tools = [_limited(tool, arguments.slow_rounds) for tool in TOOLS]
-            if name == "gpu":
+            options = Options(arguments.rounds, arguments.threads, tuple(arguments.only), CHECKS[name], folder)
+            tools = [_limited(tool, arguments.slow_rounds) for tool in (*TOOLS, *PLAIN)]
+            if name == "gpu" and not arguments.only:
                 tools += [dataclasses.replace(tool, rounds=1) for tool in LEVELS]
             results[name] = measure(prefix, name, tools, options)
             (out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
-            if name == "gpu":
+            if name != "many":
+                with tempfile.TemporaryDirectory(prefix="fastpack-again-", dir=folder) as work:
+                    again[name] = incremental.run(prefix, work, min(3, arguments.rounds), arguments.threads)
+                (out / f"{name}-again.json").write_text(json.dumps(again[name], indent=1) + "\n")
+            if name == "gpu" and not arguments.only:
                 some = [tool for tool in TOOLS if tool.name in ("fastpack", "fastpack tar.gz", "tar | zstd -3")]
                 counts = [n for n in (1, 2, 4, 8, 16) if n <= arguments.threads]
                 curves[name] = {
@@ -173,7 +191,7 @@ def main() -> None:
                 (out / f"{name}-scaling.json").write_text(json.dumps(curves[name], indent=1) + "\n")
     _draw(results, curves, out)
     rounds = f"--rounds {arguments.rounds}" + (f" --slow-rounds {few}" if (few := arguments.slow_rounds) else "")
-    (out / "README.md").write_text(summary(results, curves, f"{rounds} --threads {arguments.threads}"))
+    (out / "README.md").write_text(summary(results, curves, again, f"{rounds} --threads {arguments.threads}"))
     print(out / "README.md")
 
 

@@ -269,10 +269,10 @@ def _run_once(row: _Measured, place: dict[str, str], source: dict[str, tuple[Kin
         if os.path.lexists(archive):
             os.unlink(archive)
         _warm([os.path.join(place["PREFIX"], path) for path, (kind, _) in source.items() if kind is Kind.FILE])
-        row.pack.append(_measure(row.tool.pack, place))
+        row.pack.append(measure(row.tool.pack, place))
         row.archive_bytes = os.stat(archive).st_size
         _warm([archive])
-    row.unpack.append(_measure(row.tool.unpack, place))
+    row.unpack.append(measure(row.tool.unpack, place))
     if check is not None:
         row.checked = _check(row.tool, place, source, check)
 
@@ -289,7 +289,7 @@ print(time.monotonic() - started, usage.ru_utime, usage.ru_stime, usage.ru_maxrs
 """
 
 
-def _measure(command: str, place: dict[str, str]) -> tuple[float, float, float, int]:
+def measure(command: str, place: dict[str, str]) -> tuple[float, float, float, int]:
     os.sync()
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _RUNNER, command], env={**os.environ, **place, "PATH": _path()},
