@@ -1,4 +1,4 @@
-"""What packing again costs: nothing changed, one package more, another runner; with the delta that ships the change.
+"""What packing again costs: nothing changed, one package more, a copy elsewhere; with the delta that ships the change.
 
 The environment itself is not changed: it is packed once, and unpacked to where pip installs a package into it. Rounds
 alternate; `cp` of the archive is what everything is held against. The stat table lies in a directory of its own.
@@ -29,7 +29,7 @@ SCENARIOS = (
     ("nothing changed", "cp old.tar.zst new.tar.zst", f'{PACK} -p "$PREFIX" -o new.tar.zst --force'),
     ("nothing changed, everything read", "cp old.tar.zst new.tar.zst",
      f'{PACK} -p "$PREFIX" -o new.tar.zst --force --verify-content'),
-    ("another runner, at another path", "rm -rf fresh new.tar.zst",
+    ("a copy unpacked elsewhere, nothing known of it", "rm -rf fresh new.tar.zst",
      f'XDG_CACHE_HOME="$PWD/fresh" {PACK} -p "$OTHER" -o new.tar.zst --base old.tar.zst'),
     (f"pip install {PACKAGE}", f"{PIP} install {PACKAGE}; cp old.tar.zst new.tar.zst",
      f'{PACK} -p "$OTHER" -o new.tar.zst --force'),
