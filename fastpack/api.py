@@ -194,11 +194,15 @@ def unpack(
     ignore_requirements: bool = False,
     durable: bool = False,
     if_changed: bool = False,
+    base: str | None = None,
+    in_place: bool = False,
+    keep: int = 1,
 ) -> UnpackReport:
-    """Unpack an archive into a directory, relocated to it: see `fastpack.unpacking` for the options."""
+    """Unpack an archive, or a delta, into a directory, relocated to it: see `fastpack.unpacking` for the options."""
     options = _unpacking.Options(
-        dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable, if_changed
-    )
+        dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable, if_changed,
+        None if base is None else os.fspath(base), in_place, keep,
+    )  # fmt: skip
     return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 
 

@@ -181,17 +181,16 @@ class Builder:
             slices = digest.slice_digests(member.content)
             return Known(self._mtime(member, memoryview(member.content), slices), False, slices)
         key = self.key(member)
-        row = None if key is None else self._table.known(member.source, key)
-        return row if row is None or member.mtime is None else row._replace(mtime=member.mtime)
+        return None if key is None else self._table.known(member.source, key)
 
     def key(self, member: Planned) -> bytes | None:
         """What stands for the way from a file on disk to its archive form and time; None if that is not known yet."""
-        if member.follows is None and member.is_as_on_disk:
+        if member.follows is None and member.mtime is None and member.is_as_on_disk:
             return AS_ON_DISK
         followed = None if member.follows is None else self._time_of(member.follows)
         if member.follows is not None and followed is None:
             return None
-        way = (followed, member.form.edits, bool(member.form.relocations), member.placing)
+        way = (followed, member.mtime, member.form.edits, bool(member.form.relocations), member.placing)
         return digest.blake(repr(way).encode())[: len(AS_ON_DISK)]
 
     def _time_of(self, path: str) -> int | None:

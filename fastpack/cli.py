@@ -174,23 +174,34 @@ def pack(
 @_ignore_requirements
 @click.option("--durable", is_flag=True, help="Return when all is on the disk: a power cut leaves nothing half-way.")
 @click.option("--if-changed", is_flag=True, help="Do nothing where this very archive is already unpacked.")
+@click.option("--base", metavar="DIR", help="With a delta: the environment of the old archive (default: the target's).")
+@click.option("--in-place", is_flag=True, help="Exchange it at once for the environment that is there.")
+@click.option(
+    "--keep",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="With --in-place: keep the last N replaced ones, as PREFIX.old-1 (the newest) and so on.",
+)
 @_threads
 @_quiet
 @_json
 def unpack(
     archive: str, prefix: str, dest_prefix: str | None, force: bool, pad: tuple[str, ...], external_links: str | None,
-    strict: bool, ignore_requirements: bool, durable: bool, if_changed: bool, n_threads: int, quiet: bool,
-    as_json: bool,
+    strict: bool, ignore_requirements: bool, durable: bool, if_changed: bool, base: str | None, in_place: bool,
+    keep: int, n_threads: int, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Unpack ARCHIVE (- for standard input) into a directory, relocated to it."""
+    """Unpack ARCHIVE (- for standard input, or a delta) into a directory, relocated to it."""
     console = Console("unpack", quiet, as_json)
 
     def work() -> UnpackReport:
         from fastpack import unpacking  # noqa: PLC0415
 
         options = unpacking.Options(
-            dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable, if_changed
-        )
+            dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable, if_changed,
+            base, in_place, keep,
+        )  # fmt: skip
         return unpacking.unpack(archive, prefix, options, console.progress)
 
     def describe(report: UnpackReport) -> None:

@@ -1,36 +1,23 @@
-"""What two archives differ in, as a report (diff), as a file to ship (delta), and put together again (apply).
-
-A delta is a fixed head, a table in JSON, the compressed frames that NEW has and OLD has not, and NEW's tail: what
-stands behind its last frame, its manifest among it. docs/design.md, "Deltas", has the fields.
-"""
+"""What two archives differ in, as a report (diff), as a file to ship (delta), and put together again (apply)."""
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastpack import digest, pagecache
 from fastpack.base import Base, Groups, compare
-from fastpack.codec import by_name
-from fastpack.errors import DamagedArchive, NewerFormat, WrongBase
-from fastpack.frames import decode_manifest, open_descriptor
+from fastpack.deltafile import Table, head, read_table, read_tail
+from fastpack.errors import DamagedArchive, WrongBase
+from fastpack.frames import open_descriptor
 from fastpack.fs import explain_os_error, new_file
-from fastpack.manifest import BROKEN, Frame, Manifest, Member
+from fastpack.manifest import Frame, Manifest, Member
 from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, SharedReport, silent
 from fastpack.reader import Archive, open_archive
-
-#: A delta's head: magic, format version, bytes of the table, and its BLAKE3.
-_HEAD = struct.Struct("<8sIQ32s")
-_MAGIC = b"fpdelta\n"
-_FORMAT = 0
-#: A table has some hundred bytes for a frame.
-_MAX_TABLE = 1 << 28
 
 
 def diff(old: str, new: str) -> DiffReport:
@@ -97,7 +84,7 @@ def delta(old: str, new: str, output: str, force: bool = False, progress: Progre
         total = sum(rows[index][0].packed_bytes for index in shipped) + len(tail)
         done = 0
         with _writing(output, force) as out:
-            out.write(_HEAD.pack(_MAGIC, _FORMAT, len(table), digest.blake(table)))
+            out.write(head(table))
             out.write(table)
             for index in shipped:
                 packed = after.reader.packed(index)
@@ -109,7 +96,7 @@ def delta(old: str, new: str, output: str, force: bool = False, progress: Progre
             out.write(tail)
         return DeltaReport(
             old=old, new=new, output=output, old_archive_id=before.archive_id, new_archive_id=after.archive_id,
-            n_frames=len(rows), n_shipped_frames=len(shipped), delta_bytes=_HEAD.size + len(table) + total,
+            n_frames=len(rows), n_shipped_frames=len(shipped), delta_bytes=len(head(table)) + len(table) + total,
             archive_bytes=os.fstat(after.descriptor).st_size, elapsed_seconds=time.monotonic() - started,
         )  # fmt: skip
 
@@ -126,7 +113,7 @@ def apply(path: str, base: str, output: str, force: bool = False, progress: Prog
     started = time.monotonic()
     descriptor = open_descriptor(path)
     try:
-        table, position = _read_table(descriptor, path)
+        table, position = read_table(descriptor, path)
         with open_archive(base) as before:
             if before.archive_id != table.old:
                 raise WrongBase(
@@ -143,62 +130,15 @@ def apply(path: str, base: str, output: str, force: bool = False, progress: Prog
     )  # fmt: skip
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A delta's table: archive ids, which frames of the new archive it ships, and the tail behind them.
-
-    `manifest` is (place in the tail, compressed bytes, bytes), `tail` its bytes and their BLAKE3.
-    """
-
-    old: str
-    new: bytes
-    codec: str
-    shipped: frozenset[int]
-    manifest: tuple[int, int, int]
-    tail: tuple[int, str]
-
-
-def _read_table(descriptor: int, path: str) -> tuple[_Table, int]:
-    """A delta's table, and where its frames begin."""
-    try:
-        head = os.pread(descriptor, _HEAD.size, 0)
-        if len(head) != _HEAD.size or not head.startswith(_MAGIC):
-            raise DamagedArchive("that is no delta of fastpack's", path=path, hint="fastpack delta makes them")
-        _, version, n_bytes, checksum = _HEAD.unpack(head)
-        if version > _FORMAT:
-            raise NewerFormat("the delta was written by a newer fastpack", path=path, expected=f"format {_FORMAT}",
-                              found=f"format {version}", hint="install that version here")  # fmt: skip
-        text = os.pread(descriptor, n_bytes, _HEAD.size) if n_bytes <= _MAX_TABLE else b""
-    except OSError as error:
-        raise DamagedArchive(f"the delta cannot be read ({error.strerror})", path=path) from None
-    if len(text) != n_bytes or digest.blake(text) != checksum:
-        raise DamagedArchive("the delta's table is damaged or cut off", path=path, hint="ship it again")
-    try:
-        row: dict[str, Any] = json.loads(text)
-        at, packed, plain = map(int, row["manifest"])
-        n_tail, tail_digest = row["tail"]
-        shipped = frozenset(map(int, row["shipped"]))
-        table = _Table(str(row["old"]), bytes.fromhex(row["new"]), str(row["codec"]), shipped,
-                       (at, packed, plain), (int(n_tail), str(tail_digest)))  # fmt: skip
-    except BROKEN as error:
-        raise DamagedArchive(f"the delta's table is broken ({error})", path=path) from None
-    return table, _HEAD.size + n_bytes
+# --- putting together ------------------------------------------------------------------------------------------------
 
 
 def _put_together(
-    descriptor: int, path: str, position: int, table: _Table, base: Archive, out: BinaryIO, progress: Progress
+    descriptor: int, path: str, position: int, table: Table, base: Archive, out: BinaryIO, progress: Progress
 ) -> tuple[int, int]:
     """Write the new archive: (its frames, its bytes). Every frame is held against the new archive's manifest."""
-    tail_at = os.fstat(descriptor).st_size - table.tail[0]
-    tail = os.pread(descriptor, table.tail[0], tail_at) if tail_at >= position else b""
-    if len(tail) != table.tail[0] or digest.blake(tail).hex() != table.tail[1]:
-        raise DamagedArchive("the delta is damaged or cut off", path=path, hint="ship it again")
-    at, n_packed, n_bytes = table.manifest
-    packed_manifest = memoryview(tail)[max(0, at) : max(0, at + n_packed)]
-    frames = decode_manifest(by_name(table.codec), packed_manifest, n_bytes, table.new, path).frames
+    tail, tail_at, manifest = read_tail(descriptor, path, position, table)
+    frames = manifest.frames
     known = {frame.packed_digest: index for index, frame in enumerate(base.manifest.frames)}
     total = sum(frame.packed_bytes for frame in frames)
     done = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import itertools
 import json
 import os
 import secrets
@@ -41,18 +42,20 @@ class Destination:
     force : swap out an environment of ours that is there; add to any other directory.
     names : the paths of all members that are no directories, or None if they are not known yet (a pipe).
     n_bytes : what will be written, to check the space first; 0 if it is not known.
+    keep : how many environments that were swapped out stay beside it, as ``<path>.old-1`` (the newest) and so on.
 
     Raises
     ------
     AlreadyExists, NoSpace, IncompleteEnvironment, UsageError
     """
 
-    def __init__(self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int) -> None:
+    def __init__(self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int, keep: int = 0) -> None:
         # A link to a directory stays; what it leads to is filled or replaced.
         self.path = path = os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path
         self._names = None if names is None else set(names)
         self._lock: BinaryIO | None = None
         self._finished = False
+        self._keep = keep
         self._parents: list[str] = []  # made for this destination
         self.root = ""
         _remove_debris(path)
@@ -92,6 +95,12 @@ class Destination:
                     "the environment there is a mount point, which cannot be exchanged", path=path,
                     hint="remove what is in it first",
                 )  # fmt: skip
+            for place in _old_places(path, self._keep):
+                if os.path.lexists(place) and not os.path.exists(os.path.join(place, STATE)):
+                    raise AlreadyExists(
+                        "where the replaced environment would be kept there is something else", path=place,
+                        hint="move it away, or keep none with --keep 0",
+                    )  # fmt: skip
             return Mode.SWAP
         if self._names is not None:
             self._check_free(self._names)
@@ -190,7 +199,10 @@ class Destination:
                 old = f"{_stem(self.path)}.partial-{secrets.token_hex(4)}"
                 os.rename(self.path, old)
                 os.rename(self.root, self.path)
-            _remove_environment(old)
+            if self._keep:
+                _keep_environment(old, _old_places(self.path, self._keep))
+            else:
+                _remove_environment(old)
 
     def _end(self, root: str) -> None:
         self._finished = True
@@ -403,6 +415,21 @@ def _remove_environment(root: str) -> None:
     """Remove an environment that was taken out of its place; marked first, so that a kill leaves it recognisable."""
     _make_marker(root, {"made": "whole"}).close()
     _remove_marked(root)
+
+
+def _old_places(path: str, keep: int) -> list[str]:
+    """Where environments that were swapped out are kept, the newest first."""
+    return [f"{_stem(path)}.old-{k}" for k in range(1, keep + 1)]
+
+
+def _keep_environment(root: str, places: list[str]) -> None:
+    """Give an environment the first of some places; what is there moves on by one, and the last one goes."""
+    filled = list(itertools.takewhile(os.path.lexists, places))
+    if len(filled) == len(places):
+        _remove_environment(filled.pop())
+    for place, following in reversed(list(zip(filled, places[1:], strict=False))):
+        os.rename(place, following)
+    os.rename(root, places[0])
 
 
 def _remove_quietly(root: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,21 +85,30 @@ def _header_bytes(member: Member, root: str) -> int:
 class FrameReader:
     """Decodes frames and holds them against the manifest; may be used by several threads."""
 
-    def __init__(self, descriptor: int, codec: Codec, manifest: Manifest) -> None:
+    def __init__(
+        self, descriptor: int, codec: Codec, manifest: Manifest, offsets: Mapping[int, int] | None = None
+    ) -> None:
+        """See the class.
+
+        Parameters
+        ----------
+        offsets : frames that the file has, and where they begin; None: all, where the manifest says.
+        """
         self._descriptor = descriptor
         self._codec = codec
         self._manifest = manifest
         self.layout = lay_out(manifest)
         size = os.fstat(descriptor).st_size
-        for index, frame in enumerate(manifest.frames):
-            if frame.offset + frame.packed_bytes > size:
+        self._offsets = {k: frame.offset for k, frame in enumerate(manifest.frames)} if offsets is None else offsets
+        for index, offset in self._offsets.items():
+            if offset + manifest.frames[index].packed_bytes > size:
                 raise DamagedArchive(f"the archive is cut off in frame {index}", found=f"{size} bytes")
 
     def packed(self, index: int) -> memoryview:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""
         frame = self._manifest.frames[index]
         try:
-            packed = pagecache.read(self._descriptor, frame.packed_bytes, frame.offset)
+            packed = pagecache.read(self._descriptor, frame.packed_bytes, self._offsets[index])
         except OSError as error:
             raise DamagedArchive(f"the archive cannot be read ({error.strerror})") from None
         if len(packed) != frame.packed_bytes:
@@ -119,7 +128,7 @@ class FrameReader:
         """
         frame = self._manifest.frames[index]
         members = self._manifest.members
-        plain = memoryview(self._codec.decompress(self.packed(index), frame.plain_bytes))
+        plain = self._plain(index)
         found: list[tuple[Segment, bytes]] = []
         hashed: list[bytes] = []
         headers = self._headers(index)
@@ -147,6 +156,10 @@ class FrameReader:
                 f"frame {index} does not have the digest the manifest states", path=names[0] if names else None
             )
         return plain, found
+
+    def _plain(self, index: int) -> memoryview:
+        """A frame's bytes, whatever they are."""
+        return memoryview(self._codec.decompress(self.packed(index), self._manifest.frames[index].plain_bytes))
 
     def _headers(self, index: int) -> bytes:
         """The headers of the members that begin in a frame, one after the other, as the manifest has them."""

@@ -16,6 +16,7 @@ from typing import Any
 from fastpack import digest, requirements
 from fastpack._place_py import (
     INCOMPLETE,
+    STATE,
     RelocatedFile,
     Stated,
     Tree,
@@ -29,8 +30,9 @@ from fastpack._place_py import (
     with_pad,
     write_state,
 )
+from fastpack.deltafile import is_delta, read_new_id
 from fastpack.destination import Destination
-from fastpack.errors import DamagedArchive, HostileArchive, PrefixTooLong, UsageError
+from fastpack.errors import DamagedArchive, HostileArchive, NotAnEnvironment, PrefixTooLong, UsageError
 from fastpack.extracting import extractor, finish_directories, make_links, write_manifest
 from fastpack.frames import open_descriptor, read_archive_id, read_manifest
 from fastpack.fs import alone_in, explain_os_error, leads_out
@@ -38,6 +40,7 @@ from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
 from fastpack.reader import FrameReader, check_relocated, read_relocated
+from fastpack.rebuilding import open_delta
 from fastpack.relocation import (
     KERNELS,
     check_ascii,
@@ -64,6 +67,9 @@ class Options:
     ignore_requirements : only warn if platform, architecture or glibc are not what the environment needs.
     durable : return when all is on the disk, and let nothing appear before: what a power cut leaves is whole.
     if_changed : do nothing where this very archive is already unpacked; wait for another process that is at it.
+    base : with a delta, the environment that was unpacked from the old archive; None: the one at the destination.
+    in_place : exchange the new environment for the one at the destination, which is fastpack's.
+    keep : with `in_place`, how many replaced ones to keep, as ``DESTINATION.old-1`` (the newest) and so on.
     """
 
     dest_prefix: str | None = None
@@ -75,6 +81,9 @@ class Options:
     ignore_requirements: bool = False
     durable: bool = False
     if_changed: bool = False
+    base: str | None = None
+    in_place: bool = False
+    keep: int = 1
 
 
 def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
@@ -96,6 +105,8 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     if not prefix.startswith("/") or "\n" in prefix or not prefix.strip("/"):
         raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(prefix))
     prefix = os.path.normpath(prefix)
+    if options.keep < 0:
+        raise UsageError("no such number of environments to keep", expected="0 or more", found=options.keep)
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
@@ -112,6 +123,12 @@ def _unpack(job: _Job) -> UnpackReport:
         return _from_stream(job, 0)
     descriptor = open_descriptor(archive)
     try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_delta(descriptor):
+            base = os.path.abspath(job.options.base or job.destination)
+            delta_reader, manifest, new = open_delta(descriptor, archive, base)
+            return _from_file(job, delta_reader, manifest, new.hex())
+        if job.options.base is not None:
+            raise UsageError("--base is for a delta, and this is none", path=archive)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 raise DamagedArchive("that is a directory, not an archive", path=archive)
@@ -131,7 +148,7 @@ def _unpack(job: _Job) -> UnpackReport:
 
 def _unpack_if_changed(job: _Job) -> UnpackReport:
     """See `Options.if_changed`. Of an archive that is already there, only the end is read."""
-    wanted = None if job.archive == "-" else read_archive_id(job.archive)
+    wanted = None if job.archive == "-" else (read_new_id(job.archive) or read_archive_id(job.archive))
     if wanted is None:
         raise UsageError("--if-changed needs an archive of fastpack's, as a file", path=job.archive)
     if (there := _already_there(job, wanted)) is not None:
@@ -174,6 +191,17 @@ class _Job:
     def check_requirements(self, requires: dict[str, Any]) -> list[Warned]:
         """See requirements.py."""
         return requirements.check(requires, self.elsewhere, self.options.ignore_requirements)
+
+    def destination_for(self, names: list[str] | None, n_bytes: int) -> Destination:
+        """Where it appears, with `Destination`'s parameters."""
+        options = self.options
+        keep = options.keep if options.in_place else 0
+        if options.in_place and not os.path.exists(os.path.join(self.destination, STATE)):
+            raise NotAnEnvironment(
+                "there is no environment of fastpack's to be replaced", path=self.destination,
+                hint="unpack it without --in-place",
+            )  # fmt: skip
+        return Destination(self.destination, options.force or options.in_place, names, n_bytes, keep)
 
     @property
     def elsewhere(self) -> bool:
@@ -238,7 +266,7 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
     total = sum(member.n_bytes for member in manifest.members)
     n_blocks = sum(-(-member.n_bytes // 4096) for member in manifest.members) + len(manifest.members)
     names = [member.path for member in manifest.members if member.kind is not Kind.DIRECTORY]
-    with Destination(job.destination, job.options.force, names, n_blocks * 4096) as where:
+    with job.destination_for(names, n_blocks * 4096) as where:
         try:
             root = where.root
             # An archive placed for one prefix is written as it is, and moved to another one afterwards.
@@ -332,7 +360,7 @@ def _from_stream(job: _Job, descriptor: int) -> UnpackReport:
         check_ascii(prefix, pack_json.get("ascii_only"))
         return warnings
 
-    with Destination(job.destination, job.options.force, None, 0) as where:
+    with job.destination_for(None, 0) as where:
         try:
             done = extract_stream(descriptor, job.archive, where, check_head, job.progress)
             warnings = list(done.warnings)

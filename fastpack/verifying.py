@@ -37,8 +37,9 @@ from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, Verdict, VerifyReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.reader import Archive, open_archive, read_relocated
+from fastpack.rebuilding import archived
 from fastpack.records import parse_records
-from fastpack.relocation import KERNELS, ArchiveForm, Edited, placing_edits, unplacing_edits
+from fastpack.relocation import KERNELS, ArchiveForm, Edited, placing_edits
 
 
 def verify(target: str, *, deep: bool = False, n_threads: int = 0, progress: Progress = silent) -> VerifyReport:
@@ -410,18 +411,12 @@ def _archive_digest(
     if file.path in tree.signed or (file.second_phase and destination is not None):
         return None
     with open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if file.second_phase:
-            data = unplace(bytearray(stream.read()), file.items, file.placeholder, tree.target, 0, tree.archive)
-            return digest.file_digest(digest.slice_digests(data))
-        edits = unplacing_edits(file.items, file.placeholder, tree.target) if file.fits(tree.target) else ()
-        archived = Edited(lambda n_bytes, at: os.pread(stream.fileno(), n_bytes, at), edits).read
-        size = ArchiveForm(edits, ()).n_bytes(size)
+        read, size = archived(stream.fileno(), file, tree.target, tree.archive)
         if destination is not None and file.fits(destination):
             placing = placing_edits(as_packed.items, file.placeholder, destination, {})
-            archived, size = Edited(archived, placing).read, ArchiveForm(placing, ()).n_bytes(size)
+            read, size = Edited(read, placing).read, ArchiveForm(placing, ()).n_bytes(size)
         starts = range(0, max(1, size), digest.SLICE)
-        return digest.file_digest(b"".join(digest.blake(archived(min(digest.SLICE, size - at), at)) for at in starts))
+        return digest.file_digest(b"".join(digest.blake(read(min(digest.SLICE, size - at), at)) for at in starts))
 
 
 def _file_digest(path: str) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 import fastpack
 from fastpack import digest, errors
-from fastpack.delta import _HEAD
+from fastpack.deltafile import _HEAD
 from fastpack.made_prefix import install
 from tests.conftest import app_package
 from tests.test_base import edit, edits

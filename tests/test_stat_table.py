@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import py_compile
 import shutil
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import fastpack
 from fastpack import stat_table
 from fastpack.fs import walk
-from fastpack.made_prefix import install
+from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.stat_table import AS_ON_DISK, Known, open_table
 from tests.conftest import app_package
 from tests.test_base import edit, edits
@@ -100,6 +101,25 @@ def test_what_has_just_changed_is_not_trusted(made: str, tmp_path: Path) -> None
     fastpack.pack(prefix=made, output=out)
     report = fastpack.pack(prefix=made, output=out, force=True)
     assert report.work["read"] >= 3000
+
+
+def test_a_time_that_followed_from_another_file_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source has the time that its proven .pyc names; without that, the one of its bytes."""
+    settle(monkeypatch)
+    prefix, out = str(tmp_path / "env"), str(tmp_path / "a.tar.zst")
+    text = b"x = 1\n"
+    pyc = f"{SITE}/__pycache__/m.cpython-311.pyc"
+    header = b"\xa7\x0d\x0d\x0a\0\0\0\0" + struct.pack("<II", 1_600_000_000, len(text))
+    install([MadePackage("m", files={f"{SITE}/m.py": MadeFile(text), pyc: MadeFile(header + b"code")})], prefix)
+    fastpack.pack(prefix=prefix, output=out)
+    tick()
+    os.rename(os.path.join(prefix, pyc), tmp_path / "aside")
+    for _ in range(2):
+        _, found, wanted = again(prefix, out)
+        assert found == wanted
+    os.rename(tmp_path / "aside", os.path.join(prefix, pyc))
+    _, found, wanted = again(prefix, out)
+    assert found == wanted
 
 
 @pytest.mark.parametrize(

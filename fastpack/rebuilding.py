@@ -1,0 +1,170 @@
+"""Frames of a new archive from a delta and an environment that was unpacked from the old one.
+
+A frame that the delta does not ship is one that the old archive had, so its files lie in the environment, placed for
+where that lies. They are brought back into archive form, and the frame is held against its digest as one from an
+archive is: a file that was changed in between is found, not copied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from fastpack import digest
+from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
+from fastpack.codec import Codec, by_name
+from fastpack.deltafile import read_table, read_tail
+from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, WrongBase
+from fastpack.installed import Installed, read_installed
+from fastpack.manifest import Manifest, Member
+from fastpack.model import Kind
+from fastpack.reader import FrameReader, Segment
+from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
+
+
+def open_delta(descriptor: int, path: str, base: str) -> tuple[FrameReader, Manifest, bytes]:
+    """A delta and the environment it is put together with: (reader of the new archive's frames, its manifest, its id).
+
+    Parameters
+    ----------
+    base : the environment's directory.
+
+    Raises
+    ------
+    WrongBase : the environment was unpacked from another archive than the delta was made against.
+    DamagedArchive, NewerFormat, HostileArchive, NotAnEnvironment, IncompleteEnvironment, UsageError
+    """
+    table, position = read_table(descriptor, path)
+    _, tail_at, manifest = read_tail(descriptor, path, position, table)
+    installed = read_installed(base)
+    state = installed.state
+    if installed.archive_id != table.old:
+        raise WrongBase(
+            "the delta was made against another archive than the environment was unpacked from", path=base,
+            expected=table.old, found=installed.archive_id, hint="ship the whole archive",
+        )  # fmt: skip
+    if state is None or not state["complete"]:
+        raise IncompleteEnvironment(
+            "the base is not relocated to its end", path=base, hint="run its bin/conda-unpack and try again"
+        )
+    if installed.manifest.dest_prefix is not None or manifest.dest_prefix is not None:
+        raise UsageError(
+            "an archive that was packed for one prefix (--dest-prefix) cannot be put together from an environment",
+            path=path, hint="put the archive together with fastpack apply, and unpack it",
+        )  # fmt: skip
+    offsets = {}
+    for index in sorted(table.shipped):
+        if index >= len(manifest.frames):
+            raise DamagedArchive("the delta ships a frame that the archive does not have", path=path, found=index)
+        offsets[index] = position
+        position += manifest.frames[index].packed_bytes
+    if position != tail_at:
+        raise DamagedArchive("the delta's frames are not what it says", path=path, expected=position, found=tail_at)
+    reader = _Rebuilder(descriptor, by_name(table.codec), manifest, offsets, base, installed)
+    return reader, manifest, table.new
+
+
+class _Rebuilder(FrameReader):
+    """Reads a delta's frames, and puts the others together from an environment."""
+
+    def __init__(
+        self, descriptor: int, codec: Codec, manifest: Manifest, offsets: Mapping[int, int], root: str,
+        installed: Installed,
+    ) -> None:  # fmt: skip
+        super().__init__(descriptor, codec, manifest, offsets)
+        assert installed.state is not None
+        self._root = root
+        self._target = os.fsencode(installed.state["prefix"])
+        self._signed = installed.state.get("signed", {})
+        files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
+        self._files = {file.path: file for file in files}
+        self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
+
+    def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
+        try:
+            return super().read(index)
+        except DamagedArchive:
+            if index in self._offsets:
+                raise
+        # Which of its files it is: the first that does not have its own digest.
+        for segment in self.layout[index]:
+            member = self._manifest.members[segment.member]
+            if member.kind is Kind.FILE and self._is_changed(member):
+                raise _changed(self._root, member)
+        raise WrongBase(f"the base does not have what frame {index} holds", path=self._root, hint=_HINT)
+
+    def _is_changed(self, member: Member) -> bool:
+        data = bytearray(member.n_bytes)
+        self._fill(member, 0, memoryview(data))
+        return digest.file_digest(digest.slice_digests(data)) != member.digest
+
+    def _plain(self, index: int) -> memoryview:
+        if index in self._offsets:
+            return super()._plain(index)
+        plain = memoryview(bytearray(self._manifest.frames[index].plain_bytes))
+        headers = self._headers(index)
+        position = 0
+        for segment in self.layout[index]:
+            n_header = segment.header_bytes
+            plain[segment.at - n_header : segment.at] = headers[position : position + n_header]
+            position += n_header
+            member = self._manifest.members[segment.member]
+            if member.kind is Kind.FILE:
+                self._fill(member, segment.start, segment.of(plain))
+        return plain
+
+    def _fill(self, member: Member, start: int, out: memoryview) -> None:
+        """Fill a buffer with a part of a file in archive form."""
+        path = os.path.join(self._root, member.path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            raise _changed(self._root, member) from None
+        try:
+            file = self._files.get(member.path)
+            if file is None:
+                n_read = os.preadv(descriptor, [out], start) if out else 0
+                while 0 < n_read < len(out) and (more := os.preadv(descriptor, [out[n_read:]], start + n_read)):
+                    n_read += more
+                if n_read != len(out) or os.fstat(descriptor).st_size != member.n_bytes:
+                    raise _changed(self._root, member)
+                return
+            read, n_bytes = archived(descriptor, file, self._target, self._archived)
+            if n_bytes != member.n_bytes or member.path in self._signed:
+                raise _changed(self._root, member)
+            out[:] = read(len(out), start)
+        except (OSError, ValueError, ArithmeticError, LookupError):
+            raise _changed(self._root, member) from None
+        finally:
+            os.close(descriptor)
+
+
+_HINT = "apply the delta to the old archive, or ship the whole new one"
+
+
+def _changed(root: str, member: Member) -> WrongBase:
+    return WrongBase(
+        "a file of the base was changed since it was unpacked", path=os.path.join(root, member.path), hint=_HINT
+    )
+
+
+def archived(descriptor: int, file: RelocatedFile, target: bytes, stated: Mapping[str, Stated]) -> tuple[PRead, int]:
+    """A relocated file as the archive had it: (pread, bytes).
+
+    Parameters
+    ----------
+    descriptor : the file as it lies in an environment.
+    file : its relocations, with the padding it was placed with.
+    target : the prefix that it names.
+    stated : what the archive's records state of relocated files.
+    """
+    size = os.fstat(descriptor).st_size
+
+    def pread(n_bytes: int, at: int) -> bytes:
+        return os.pread(descriptor, n_bytes, at)
+
+    if file.second_phase:
+        data = bytes(unplace(bytearray(pread(size, 0)), file.items, file.placeholder, target, 0, stated))
+        return (lambda n_bytes, at: data[at : at + n_bytes]), len(data)
+    edits = unplacing_edits(file.items, file.placeholder, target) if file.fits(target) else ()
+    return Edited(pread, edits).read, ArchiveForm(edits, ()).n_bytes(size)

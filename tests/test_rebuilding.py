@@ -1,0 +1,183 @@
+"""An environment from a delta and an older environment: what unpacking the new archive gives, or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import fastpack
+from fastpack import errors
+from fastpack.fs import walk
+from tests.conftest import run_fastpack
+from tests.test_environment import dist, write
+
+SITE = "lib/python3.11/site-packages"
+
+
+class Shipped(NamedTuple):
+    old: str
+    new: str
+    delta: str
+    base: str  # unpacked from old
+
+
+@pytest.fixture
+def shipped(made: str, tmp_path: Path) -> Shipped:
+    dist(made, "tool", {"tool.py": b"x = 1\n" * 100, "data.bin": os.urandom(3 << 20)})
+    dist(made, "steady", {"steady.py": b"y = 1\n"})
+    write(made, "share/names", f"here: {made}/share\n" * 20)
+    write(made, "share/large", os.urandom(20 << 20))
+    write(made, "bin/run", f"#!{made}/bin/python\nprint(1)\n", 0o755)
+    os.symlink("names", os.path.join(made, "share/link"))
+    old, new = str(tmp_path / "old.tar.zst"), str(tmp_path / "new.tar.zst")
+    fastpack.pack(prefix=made, output=old)
+    write(made, f"{SITE}/tool.py", b"x = 2\n" * 50)
+    fastpack.pack(prefix=made, output=new)
+    delta = str(tmp_path / "d.fpdelta")
+    fastpack.make_delta(old, new, delta)
+    base = str(tmp_path / "base env")
+    fastpack.unpack(old, base)
+    return Shipped(old, new, delta, base)
+
+
+def tree(root: str) -> dict[str, object]:
+    """Everything that a program can see of a tree, but for what names the moment."""
+    return {
+        file.path: (file.kind, file.mode, file.mtime_ns, file.target,
+                    Path(root, file.path).read_bytes() if file.kind == "file" else b"")
+        for file in walk(root)
+        if file.kind != "directory"
+    }  # fmt: skip
+
+
+def test_it_is_what_the_archive_gives(shipped: Shipped, tmp_path: Path) -> None:
+    target, wanted = str(tmp_path / "target"), str(tmp_path / "wanted")
+    report = fastpack.unpack(shipped.delta, target, base=shipped.base)
+    fastpack.unpack(shipped.new, wanted)
+    found = tree(target)
+    shutil.move(target, str(tmp_path / "aside"))
+    shutil.move(wanted, target)
+    fastpack.relocate(target)
+    there = tree(target)
+    for own in (".fastpack/state.json",):
+        found.pop(own), there.pop(own)
+    assert found == there
+    assert report.archive_id == fastpack.inspect(shipped.new).archive_id and not report.foreign
+    shutil.rmtree(target)
+    shutil.move(str(tmp_path / "aside"), target)
+    assert not fastpack.verify(target).problems
+    assert fastpack.verify(shipped.base).n_files, "and the old one is as it was"
+
+
+def test_in_place_the_old_ones_are_kept(shipped: Shipped, tmp_path: Path) -> None:
+    before = tree(shipped.base)
+    done = run_fastpack("unpack", shipped.delta, "-p", shipped.base, "--in-place", "--json")
+    assert done.code == 0, done.err
+    assert not fastpack.verify(shipped.base).problems
+    assert Path(shipped.base, SITE, "tool.py").read_bytes() == b"x = 2\n" * 50
+    assert tree(shipped.base + ".old-1") == before
+    # Back and forth with whole archives, two of them kept.
+    for archive in (shipped.old, shipped.new, shipped.old):
+        fastpack.unpack(archive, shipped.base, in_place=True, keep=2)
+    there = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("base env"))
+    assert there == ["base env", "base env.old-1", "base env.old-2"]
+    contents = [Path(tmp_path, name, SITE, "tool.py").read_bytes()[:5] for name in there]
+    assert contents == [b"x = 1", b"x = 2", b"x = 1"]
+    # One that was kept works again under its own name.
+    shutil.rmtree(shipped.base)
+    os.rename(shipped.base + ".old-1", shipped.base)
+    assert fastpack.status(shipped.base).condition == "right" and not fastpack.verify(shipped.base).problems
+    fastpack.unpack(shipped.old, shipped.base, in_place=True, keep=0)
+    assert not os.path.lexists(shipped.base + ".old-1")
+
+
+@pytest.mark.parametrize("path", [f"{SITE}/steady.py", "share/large", "share/names", "bin/run", "conda-meta/history"])
+def test_a_file_that_was_changed_in_between_is_found(shipped: Shipped, tmp_path: Path, path: str) -> None:
+    full = Path(shipped.base, path)
+    if not full.exists():
+        pytest.skip("not in this environment")
+    info = full.stat()
+    content = bytearray(full.read_bytes())
+    content[-2] ^= 1
+    full.chmod(0o644)
+    full.write_bytes(content)
+    os.utime(full, ns=(info.st_atime_ns, info.st_mtime_ns))
+    target = str(tmp_path / "target")
+    with pytest.raises(errors.WrongBase) as raised:
+        fastpack.unpack(shipped.delta, target, base=shipped.base)
+    assert raised.value.path == str(full)
+    assert not os.path.lexists(target)
+    before = tree(shipped.base)
+    with pytest.raises(errors.WrongBase):
+        fastpack.unpack(shipped.delta, shipped.base, in_place=True)
+    assert tree(shipped.base) == before
+
+
+def test_what_is_missing_or_something_else_is_found(shipped: Shipped, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    full = Path(shipped.base, SITE, "steady.py")
+    content = full.read_bytes()
+    full.unlink()
+    for spoil in (lambda: None, lambda: full.symlink_to("tool.py"), lambda: os.mkfifo(full), full.mkdir):
+        spoil()
+        with pytest.raises(errors.WrongBase, match="changed"):
+            fastpack.unpack(shipped.delta, target, base=shipped.base)
+        assert not os.path.lexists(target)
+        if full.is_dir() and not full.is_symlink():
+            full.rmdir()
+        elif os.path.lexists(full):
+            full.unlink()
+    full.write_bytes(content + b"longer")
+    with pytest.raises(errors.WrongBase, match="changed"):
+        fastpack.unpack(shipped.delta, target, base=shipped.base)
+
+
+def test_another_base_is_refused(shipped: Shipped, tmp_path: Path, made: str) -> None:
+    other = str(tmp_path / "other")
+    fastpack.unpack(shipped.new, other)
+    done = run_fastpack("unpack", shipped.delta, "-p", tmp_path / "target", "--base", other)
+    assert done.code == 33 and "another archive" in done.err and len(done.err.splitlines()) == 1
+    done = run_fastpack("unpack", shipped.delta, "-p", tmp_path / "target")
+    assert done.code != 0 and "no such directory" in done.err and not os.path.lexists(tmp_path / "target")
+    done = run_fastpack("unpack", shipped.delta, "-p", tmp_path / "target", "--base", made)
+    assert done.code != 0 and "did not unpack" in done.err
+    done = run_fastpack("unpack", shipped.new, "-p", tmp_path / "target", "--base", shipped.base)
+    assert done.code == 2 and "delta" in done.err
+    done = run_fastpack("unpack", shipped.new, "-p", tmp_path / "target", "--in-place")
+    assert done.code != 0 and "replaced" in done.err and not os.path.lexists(tmp_path / "target")
+    done = run_fastpack("unpack", shipped.new, "-p", shipped.base, "--in-place", "--keep", "-1")
+    assert done.code == 2
+    os.mkdir(shipped.base + ".old-1")
+    done = run_fastpack("unpack", shipped.new, "-p", shipped.base, "--in-place")
+    assert done.code != 0 and ".old-1" in done.err and "x = 1" in Path(shipped.base, SITE, "tool.py").read_text()
+
+
+def test_a_base_that_is_not_relocated_is_refused(shipped: Shipped, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    subprocess.run(["tar", "--zstd", "-xf", shipped.old, "-C", raw], check=True)
+    with pytest.raises(errors.IncompleteEnvironment):
+        fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=str(raw))
+
+
+@pytest.mark.parametrize("cut", [10, 60, 2000, -1, -200])
+def test_a_delta_that_is_cut_off_or_changed_is_refused(shipped: Shipped, tmp_path: Path, cut: int) -> None:
+    data = Path(shipped.delta).read_bytes()
+    before = tree(shipped.base)
+    for broken in (data[:cut], data[:cut] + bytes([data[cut] ^ 1]) + data[cut:][1:]):
+        Path(shipped.delta).write_bytes(broken)
+        with pytest.raises(errors.FastpackError):
+            fastpack.unpack(shipped.delta, shipped.base, in_place=True)
+        assert tree(shipped.base) == before
+        assert not [name for name in os.listdir(tmp_path) if "partial" in name]
+
+
+def test_if_changed_knows_a_delta(shipped: Shipped) -> None:
+    assert not fastpack.unpack(shipped.delta, shipped.base, in_place=True, if_changed=True).unchanged
+    assert fastpack.unpack(shipped.delta, shipped.base, in_place=True, if_changed=True).unchanged
+    assert fastpack.unpack(shipped.new, shipped.base, in_place=True, if_changed=True).unchanged
