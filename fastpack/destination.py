@@ -96,7 +96,8 @@ class Destination:
                     hint="remove what is in it first",
                 )  # fmt: skip
             for place in _old_places(path, self._keep):
-                if os.path.lexists(place) and not os.path.exists(os.path.join(place, STATE)):
+                ours = any(os.path.exists(os.path.join(place, name)) for name in (STATE, INCOMPLETE))
+                if os.path.lexists(place) and not ours:
                     raise AlreadyExists(
                         "where the replaced environment would be kept there is something else", path=place,
                         hint="move it away, or keep none with --keep 0",
@@ -426,7 +427,11 @@ def _keep_environment(root: str, places: list[str]) -> None:
     """Give an environment the first of some places; what is there moves on by one, and the last one goes."""
     filled = list(itertools.takewhile(os.path.lexists, places))
     if len(filled) == len(places):
-        _remove_environment(filled.pop())
+        last = filled.pop()
+        if os.path.lexists(os.path.join(last, INCOMPLETE)):
+            _remove_marked(last)  # a kill came in between, when it was the last one before
+        else:
+            _remove_environment(last)
     for place, following in reversed(list(zip(filled, places[1:], strict=False))):
         os.rename(place, following)
     os.rename(root, places[0])

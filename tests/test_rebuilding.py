@@ -12,6 +12,7 @@ import pytest
 
 import fastpack
 from fastpack import errors
+from fastpack.destination import _make_marker
 from fastpack.fs import walk
 from tests.conftest import run_fastpack
 from tests.test_environment import dist, write
@@ -94,6 +95,17 @@ def test_in_place_the_old_ones_are_kept(shipped: Shipped, tmp_path: Path) -> Non
     assert fastpack.status(shipped.base).condition == "right" and not fastpack.verify(shipped.base).problems
     fastpack.unpack(shipped.old, shipped.base, in_place=True, keep=0)
     assert not os.path.lexists(shipped.base + ".old-1")
+
+
+def test_one_that_is_half_removed_is_no_hindrance(shipped: Shipped) -> None:
+    fastpack.unpack(shipped.new, shipped.base, in_place=True)
+    kept = Path(shipped.base + ".old-1")
+    _make_marker(str(kept), {"made": "whole"}).close()
+    shutil.rmtree(kept / "share")
+    (kept / ".fastpack/state.json").unlink()
+    fastpack.unpack(shipped.old, shipped.base, in_place=True)
+    assert Path(kept, SITE, "tool.py").read_bytes()[:5] == b"x = 2"
+    assert not (kept / ".fastpack/incomplete").exists() and not fastpack.verify(shipped.base).problems
 
 
 @pytest.mark.parametrize("path", [f"{SITE}/steady.py", "share/large", "share/names", "bin/run", "conda-meta/history"])
