@@ -17,7 +17,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fastpack._relocate fastpack._batch
+	$(BIN)/python -m mypy.stubtest fastpack._relocate fastpack._batch fastpack._marshal
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastpack/*.pyx
 
 # What to measure: small, gpu (needs the network and 30 GB), gpu-conda (and CHANNEL=DIR), many. BENCH: options of run.py.

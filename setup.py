@@ -15,7 +15,7 @@ if os.environ.get("FASTPACK_SANITIZE"):
 
 extensions = [
     Extension(f"fastpack.{name}", [f"fastpack/{name}.pyx"], extra_compile_args=COMPILE, extra_link_args=LINK)
-    for name in ("_relocate", "_batch")
+    for name in ("_relocate", "_batch", "_marshal")
 ]
 
 setup(

@@ -27,6 +27,9 @@ def write_files(
     modes: Buffer,
     mtimes: Buffer,
 ) -> list[tuple[int, int]]: ...
+def share_files(
+    source: int, target: int, names: Names, modes: Buffer, mtimes: Buffer, linked: bool
+) -> list[tuple[int, int]]: ...
 def fill_zeros(starts: Buffer, lengths: Buffer, out: Buffer) -> None: ...
 def tar_headers(
     names: Names,

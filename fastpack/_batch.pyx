@@ -34,6 +34,10 @@ cdef extern from *:
     #include <errno.h>
     #include <stdint.h>
     #include <time.h>
+    #if defined(__linux__)
+    #include <linux/fs.h>
+    #include <sys/ioctl.h>
+    #endif
 
     typedef struct {
         char *names;          /* one behind the other, each with its NUL */
@@ -200,6 +204,54 @@ cdef extern from *:
             status = errno;
         return status;
     }
+
+    static int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime) {
+    #if defined(FICLONE)
+        struct timespec times[2];
+        struct stat info;
+        int status = 0, out;
+        int in = openat(source, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        if (in < 0)
+            return errno;
+        if (fstat(in, &info) != 0)
+            status = errno;
+        else if (!S_ISREG(info.st_mode))
+            status = -1;
+        if (status != 0) {
+            close(in);
+            return status;
+        }
+        out = openat(target, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (out < 0) {
+            status = errno;
+            close(in);
+            return status;
+        }
+        times[0].tv_sec = times[1].tv_sec = (time_t)mtime;
+        times[0].tv_nsec = times[1].tv_nsec = 0;
+        if (ioctl(out, FICLONE, in) != 0 || fchmod(out, (mode_t)mode) != 0 || futimens(out, times) != 0)
+            status = errno;
+        close(in);
+        if (close(out) != 0 && status == 0 && errno != EINTR)
+            status = errno;
+        if (status != 0)
+            unlinkat(target, name, 0);
+        return status;
+    #else
+        (void)source, (void)target, (void)name, (void)mode, (void)mtime;
+        return ENOTSUP;
+    #endif
+    }
+
+    static int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime) {
+        struct stat info;
+        if (fstatat(source, name, &info, AT_SYMLINK_NOFOLLOW) != 0)
+            return errno;
+        if (!S_ISREG(info.st_mode) || (int)(info.st_mode & 07777) != mode || (int64_t)info.FP_MTIME.tv_sec != mtime
+            || info.FP_MTIME.tv_nsec != 0)
+            return -1;
+        return linkat(source, name, target, name, 0) != 0 ? errno : 0;
+    }
     """
     ctypedef struct fp_listing:
         const char **sorted
@@ -212,6 +264,8 @@ cdef extern from *:
                     uint8_t *out) noexcept nogil
     int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
+    int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime) noexcept nogil
+    int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime) noexcept nogil
 
 cdef enum:
     BLOCK = 512
@@ -347,6 +401,33 @@ def write_files(int folder, list names, const uint8_t[::1] data, const int64_t[:
             for i in range(count):
                 status[i] = fp_write_one(folder, table[i].text, source + starts[i], lengths[i],
                                          <int>modes[i], mtimes[i])
+        return failures(status, count)
+    finally:
+        free(status)
+        free(table)
+
+
+def share_files(int source, int target, list names, const int64_t[::1] modes, const int64_t[::1] mtimes, bint linked):
+    cdef size_t count = len(names)
+    cdef size_t i
+    cdef Name *table
+    cdef list encoded = []
+    cdef int32_t *status
+    if <size_t>modes.shape[0] != count or <size_t>mtimes.shape[0] != count:
+        raise ValueError("tables of different lengths")
+    if count == 0:
+        return []
+    table = name_table(names, encoded)
+    status = <int32_t *>malloc(count * sizeof(int32_t))
+    try:
+        if status == NULL:
+            raise MemoryError
+        with nogil:
+            for i in range(count):
+                if linked:
+                    status[i] = fp_link_one(source, target, table[i].text, <int>modes[i], mtimes[i])
+                else:
+                    status[i] = fp_clone_one(source, target, table[i].text, <int>modes[i], mtimes[i])
         return failures(status, count)
     finally:
         free(status)

@@ -6,6 +6,7 @@ directory, are str by surrogateescape or bytes. A failure is (index, code): an e
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from array import array
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 
 #: Names, or other texts.
 Names = list[str] | list[bytes] | list[str | bytes]
+
+#: Linux's request to share a file's blocks (linux/fs.h).
+_FICLONE = 0x40049409
 
 #: Not a regular file of the size and time that were expected.
 CHANGED = -1
@@ -139,6 +143,66 @@ def write_files(
         except OSError as error:
             found.append((index, error.errno or CHANGED))
     return found
+
+
+def share_files(
+    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], linked: bool
+) -> list[tuple[int, int]]:
+    """Let files of one directory appear under the same names in another one without copying a byte.
+
+    Parameters
+    ----------
+    source, target : descriptors of the directories.
+    modes, mtimes : what each file has in `target`; times in seconds.
+    linked : a further name of the same file, if that has this mode and time (else `CHANGED`). Otherwise a file of its
+        own that shares the blocks for as long as neither changes (a reflink: Linux, XFS and Btrfs among others).
+
+    Returns
+    -------
+    The failures; where the file system cannot do it at all, EOPNOTSUPP, EXDEV or the like. Nothing is left of these.
+    """
+    if any(len(table) != len(names) for table in (modes, mtimes)):
+        raise ValueError("tables of different lengths")
+    found = []
+    for index, name in enumerate(map(_check_name, names)):
+        try:
+            code = (_link_one if linked else _clone_one)(source, target, name, modes[index], mtimes[index])
+        except OSError as error:
+            code = error.errno or CHANGED
+        if code:
+            found.append((index, code))
+    return found
+
+
+def _clone_one(source: int, target: int, name: bytes, mode: int, mtime: int) -> int:
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return CHANGED
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        clone = os.open(name, flags, 0o600, dir_fd=target)
+        try:
+            fcntl.ioctl(clone, _FICLONE, file)
+            os.fchmod(clone, mode)
+            os.utime(clone, (mtime, mtime))
+        except BaseException:
+            os.unlink(name, dir_fd=target)
+            raise
+        finally:
+            os.close(clone)
+    finally:
+        os.close(file)
+    return 0
+
+
+def _link_one(source: int, target: int, name: bytes, mode: int, mtime: int) -> int:
+    info = os.stat(name, dir_fd=source, follow_symlinks=False)
+    if (stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode), info.st_mtime_ns) != (
+        stat.S_IFREG, mode, mtime * 1_000_000_000,
+    ):  # fmt: skip
+        return CHANGED
+    os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    return 0
 
 
 def fill_zeros(starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview) -> None:

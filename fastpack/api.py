@@ -197,11 +197,12 @@ def unpack(
     base: str | None = None,
     in_place: bool = False,
     keep: int = 1,
+    hardlink: bool = False,
 ) -> UnpackReport:
     """Unpack an archive, or a delta, into a directory, relocated to it: see `fastpack.unpacking` for the options."""
     options = _unpacking.Options(
         dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable, if_changed,
-        None if base is None else os.fspath(base), in_place, keep,
+        None if base is None else os.fspath(base), in_place, keep, hardlink,
     )  # fmt: skip
     return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 
@@ -230,7 +231,7 @@ def status(prefix: str) -> StatusReport:
 
 @no_collection()
 def diff(old: str, new: str) -> DiffReport:
-    """What changed between two archives: see `fastpack.delta.diff`."""
+    """What changed between two archives, or an archive and an environment: see `fastpack.delta.diff`."""
     return _delta.diff(os.fspath(old), os.fspath(new))
 
 

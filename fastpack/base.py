@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from fastpack import digest
 from fastpack.codec import Codec
 from fastpack.errors import FastpackError, WrongBase
-from fastpack.manifest import Frame
+from fastpack.manifest import Frame, Manifest
 from fastpack.model import Group, Warned
-from fastpack.reader import Archive, open_archive
+from fastpack.reader import Archive, Segment, open_archive
 
 #: A group -> the digests of its frames, in order.
 Groups = Mapping[Group, Sequence[bytes]]
@@ -24,14 +24,18 @@ class Base:
     Parameters
     ----------
     archive : None: there is none, or its frames cannot be used.
+    further : archives whose frames are used as well.
     """
 
-    def __init__(self, archive: Archive | None, warnings: Sequence[Warned] = ()) -> None:
+    def __init__(
+        self, archive: Archive | None, warnings: Sequence[Warned] = (), further: Sequence[Archive] = ()
+    ) -> None:
         self._archive = archive
-        frames = archive.manifest.frames if archive else ()
-        self._index = {frame.digest: index for index, frame in enumerate(frames)}
+        self._index: dict[bytes, tuple[Archive, int]] = {}
+        for one in (*further, *([archive] if archive else [])):
+            self._index.update((frame.digest, (one, index)) for index, frame in enumerate(one.manifest.frames))
         self._warnings = warnings
-        self._rotten: set[int] = set()
+        self._rotten: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self.path = archive.path if archive else None
 
@@ -46,40 +50,41 @@ class Base:
         A frame's digest stands for all its bytes (headers and data; the rest is zeros), so these are the bytes that
         compressing it anew would give, with the same libraries.
         """
-        index = self._index.get(frame_digest)
-        if self._archive is None or index is None:
+        found = self._index.get(frame_digest)
+        if found is None:
             return None
-        frame = self._archive.manifest.frames[index]
+        archive, index = found
+        frame = archive.manifest.frames[index]
         if frame.plain_bytes != plain_bytes:
             return None
         try:
-            packed = self._archive.reader.packed(index)
+            packed = archive.reader.packed(index)
         except FastpackError:
             packed = memoryview(b"")
         if digest.blake(packed) != frame.packed_digest:
             with self._lock:
-                self._rotten.add(index)
+                self._rotten.add((archive.path, index))
             return None
         return packed, frame.packed_digest
 
     def groups(self) -> Groups:
         """The base's groups with their frames."""
-        if self._archive is None:
-            return {}
-        manifest = self._archive.manifest
-        firsts = [manifest.members[segments[0].member] for segments in self._archive.reader.layout]
-        return by_group([manifest.groups[first.group] for first in firsts], manifest.frames)
+        return {} if self._archive is None else groups_of(self._archive.manifest, self._archive.reader.layout)
 
     def warnings(self) -> list[Warned]:
         """What is to be said of the base after its use."""
-        rotten = [f"frame {index} of the base is damaged: it was compressed anew" for index in sorted(self._rotten)]
-        return [*self._warnings, *(Warned("rotten-base", self.path, text) for text in rotten)]
+        rotten = [
+            Warned("rotten-base", path, f"frame {index} of the base is damaged: it was compressed anew")
+            for path, index in sorted(self._rotten)
+        ]
+        return [*self._warnings, *rotten]
 
 
 @contextmanager
 def open_base(
-    path: str | None, output: str | None, codec: Codec, level: int, archive_id: str | None = None, any_: bool = False
-) -> Iterator[Base]:
+    path: str | None, output: str | None, codec: Codec, level: int, archive_id: str | None = None, any_: bool = False,
+    further: Sequence[str] = (),
+) -> Iterator[Base]:  # fmt: skip
     """The archive whose frames may be used.
 
     Parameters
@@ -87,6 +92,7 @@ def open_base(
     path : what was asked for; None: `output`, where an archive of fastpack's is about to be replaced by a new one.
     archive_id : refuse any other one.
     any_ : use frames of another level or other libraries too; the archive is then another one than without a base.
+    further : archives that this run has made, whose frames are used as well.
 
     Raises
     ------
@@ -110,7 +116,7 @@ def open_base(
                 warnings = [Warned("base-other", chosen, f"frames of a base were used though {why}")]
             else:
                 archive, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
-        yield Base(archive, warnings)
+        yield Base(archive, warnings, [stack.enter_context(open_archive(one)) for one in further])
 
 
 def _unlike(archive: Archive, codec: Codec, level: int) -> str | None:
@@ -124,6 +130,12 @@ def _unlike(archive: Archive, codec: Codec, level: int) -> str | None:
         if found != wanted:
             return f"its {what} is {found}, not {wanted}"
     return None
+
+
+def groups_of(manifest: Manifest, layout: Sequence[Sequence[Segment]]) -> Groups:
+    """An archive's groups with their frames; `layout` is which segments each frame has."""
+    firsts = [manifest.members[segments[0].member] for segments in layout]
+    return by_group([manifest.groups[first.group] for first in firsts], manifest.frames)
 
 
 def by_group(groups: Sequence[Group], frames: Sequence[Frame]) -> Groups:

@@ -92,6 +92,7 @@ class Builder:
         self._root = plan.arcroot + "/" if plan.arcroot else ""
         self._mtimes: dict[str, int] = {}
         self._scratch = Scratch()
+        self._on_disk = Scratch()
         self._followed = {member.follows for member in plan.members if member.follows is not None}
         self._followed |= {member.target for member in plan.members if member.kind is Kind.HARDLINK}
 
@@ -228,6 +229,9 @@ class Builder:
         _, _, headers, starts, stops, end = layout
         ends = [*headers[1:], end]
         batch.fill_zeros(array("q", stops), array("q", map(operator.sub, ends, stops)), plain)
+        if members[0].is_pyc and frame.stop is None:
+            self._read_pycs(members, starts, stops, plain)
+            return
         as_on_disk = [
             (member.source, stop - start, start)
             for member, start, stop in zip(members, starts, stops, strict=True)
@@ -241,10 +245,30 @@ class Builder:
             for member, start, stop in zip(members, starts, stops, strict=True):
                 if member.kind is Kind.FILE and not member.is_as_on_disk:
                     self._read_piece(member, frame.start, plain[start:stop])
-        if members[0].is_pyc and not frame.start:
-            for member, start, stop in zip(members, starts, stops, strict=True):
-                if member.follows is not None:
-                    self._follow(member.follows, plain[start:stop])
+        if members[0].follows is not None and not frame.start:  # a large .pyc, in pieces
+            self._follow(members[0].follows, plain[starts[0] : stops[0]])
+
+    def _read_pycs(
+        self, members: Sequence[Planned], starts: Sequence[int], stops: Sequence[int], plain: memoryview
+    ) -> None:
+        """Fill a frame's buffer with whole ``.pyc`` files: nearly all of them have edits, so these are made here."""
+        files = [member.source for member in members if member.source is not None]
+        lengths = [file.n_bytes for file in files]
+        places = list(itertools.accumulate(lengths, initial=0))
+        on_disk = self._on_disk.view(places[-1])
+        read_many(self._folder, self._plan.environment.prefix, files, [0] * len(files), lengths, places[:-1], on_disk)
+        rows = zip(members, starts, stops, places, itertools.islice(places, 1, None), strict=False)
+        for member, start, stop, source, source_stop in rows:
+            data, at, place = on_disk[source:source_stop], 0, start
+            for edit in member.form.edits:
+                run = place + edit.offset - at
+                plain[place:run] = data[at : edit.offset]
+                place = run + len(edit.new)
+                plain[run:place] = edit.new
+                at = edit.offset + edit.length
+            plain[place:stop] = data[at:]
+            if member.follows is not None:
+                self._follow(member.follows, plain[start:stop])
 
     def _read_piece(self, member: Planned, start: int, data: memoryview) -> None:
         """Fill a buffer with a piece of a file as it lies in the archive, but for the time that a ``.pyc`` states."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         DiffReport,
         InspectReport,
         ListReport,
+        PackManyReport,
         PackReport,
         RelocateReport,
         SharedReport,
@@ -78,7 +79,9 @@ _ignore_requirements = click.option(
 
 
 @cli.command(cls=_Filters)
-@click.option("--prefix", "-p", metavar="DIR", help="The environment's directory.")
+@click.option(
+    "--prefix", "-p", multiple=True, metavar="DIR", help="The environment's directory; several of them with -o DIR/."
+)
 @click.option("--name", "-n", metavar="NAME", help="The environment's name.")
 @click.option("--output", "-o", metavar="FILE", help="The archive (default: NAME.tar.zst here); - for standard output.")
 @click.option(
@@ -110,7 +113,7 @@ _ignore_requirements = click.option(
 @_json
 @click.pass_context
 def pack(
-    context: click.Context, prefix: str | None, name: str | None, output: str | None, format_: str,
+    context: click.Context, prefix: tuple[str, ...], name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
     include: tuple[str, ...], force: bool, base: str | None, base_id: str | None, reuse_any: bool,
     cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
@@ -120,20 +123,20 @@ def pack(
     """Pack an environment into one archive."""
     console = Console("pack", quiet, as_json, json_to_stderr=output == "-")
 
-    def work() -> PackReport:
+    def work() -> PackReport | PackManyReport:
         from fastpack import packing  # noqa: PLC0415 (numpy and the rest are for this command alone)
         from fastpack.cache import parse_size  # noqa: PLC0415
         from fastpack.environment import Environment  # noqa: PLC0415
         from fastpack.errors import UsageError  # noqa: PLC0415
 
         if prefix and name:
-            raise UsageError("give a name or a prefix, not both", found=f"{name} and {prefix}")
+            raise UsageError("give a name or a prefix, not both", found=f"{name} and {prefix[0]}")
         if prefix:
-            env = Environment.from_prefix(prefix)
+            environments = [Environment.from_prefix(one) for one in prefix]
         else:
-            env = Environment.from_name(name) if name else Environment.from_default()
+            environments = [Environment.from_name(name) if name else Environment.from_default()]
         for kind, pattern in context.obj:
-            env = env.exclude(pattern) if kind == "exclude" else env.include(pattern)
+            environments = [e.exclude(pattern) if kind == "exclude" else e.include(pattern) for e in environments]
         options = packing.Options(
             output=output, format=format_, compress_level=compress_level, n_threads=n_threads, arcroot=arcroot,
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
@@ -142,9 +145,18 @@ def pack(
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
             base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
         )  # fmt: skip
-        return packing.pack(env, options, console.progress)
+        if len(environments) > 1:
+            return packing.pack_many(environments, options, console.progress)
+        return packing.pack(environments[0], options, console.progress)
 
-    def describe(report: PackReport) -> None:
+    def describe(report: Any) -> None:
+        if (archives := getattr(report, "archives", None)) is not None:
+            for one in archives:
+                describe_one(one)
+        else:
+            describe_one(report)
+
+    def describe_one(report: PackReport) -> None:
         ratio = report.archive_bytes / report.source_bytes if report.source_bytes else 1
         console.say(
             f"{report.output}: {size(report.archive_bytes)}, {ratio:.0%} of {size(report.source_bytes)}; "
@@ -177,6 +189,10 @@ def pack(
 @click.option("--base", metavar="DIR", help="With a delta: the environment of the old archive (default: the target's).")
 @click.option("--in-place", is_flag=True, help="Exchange it at once for the environment that is there.")
 @click.option(
+    "--hardlink", is_flag=True,
+    help="With a delta, without reflinks: further names for files that did not change, instead of copies.",
+)  # fmt: skip
+@click.option(
     "--keep",
     type=int,
     default=1,
@@ -190,7 +206,7 @@ def pack(
 def unpack(
     archive: str, prefix: str, dest_prefix: str | None, force: bool, pad: tuple[str, ...], external_links: str | None,
     strict: bool, ignore_requirements: bool, durable: bool, if_changed: bool, base: str | None, in_place: bool,
-    keep: int, n_threads: int, quiet: bool, as_json: bool,
+    hardlink: bool, keep: int, n_threads: int, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Unpack ARCHIVE (- for standard input, or a delta) into a directory, relocated to it."""
     console = Console("unpack", quiet, as_json)
@@ -200,7 +216,7 @@ def unpack(
 
         options = unpacking.Options(
             dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable, if_changed,
-            base, in_place, keep,
+            base, in_place, keep, hardlink,
         )  # fmt: skip
         return unpacking.unpack(archive, prefix, options, console.progress)
 
@@ -212,6 +228,8 @@ def unpack(
             f"{report.destination}: {report.n_files} files, {size(report.written_bytes)}, "
             f"{report.n_relocated_files} with the prefix; {report.elapsed_seconds:.1f} s"
         )
+        if report.n_shared_files:
+            console.say(f"{report.n_shared_files} files share their blocks with the base")
 
     run(console, work, describe)
 
@@ -451,7 +469,10 @@ def cache(action: str, directory: str, cache_size: str, as_json: bool) -> None:
 @click.option("--shared", is_flag=True, help="Of any number of archives: how many bytes each two have in common.")
 @_json
 def diff(archives: tuple[str, ...], shared: bool, as_json: bool) -> None:
-    """Say what changed from the archive OLD to the archive NEW, and how much of it would have to be shipped."""
+    """Say what changed from the archive OLD to the archive NEW, and how much of it would have to be shipped.
+
+    One of the two may be the directory of an environment.
+    """
     console = Console("diff", False, as_json)
 
     def work() -> DiffReport | SharedReport:
@@ -462,7 +483,7 @@ def diff(archives: tuple[str, ...], shared: bool, as_json: bool) -> None:
             return deltas.shared(archives)
         if len(archives) != 2:
             raise UsageError("two archives are compared", found=len(archives), hint="--shared takes any number")
-        return deltas.diff(*archives)
+        return deltas.diff(*archives, console.progress)
 
     def describe(report: Any) -> None:
         if shared:

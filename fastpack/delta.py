@@ -6,39 +6,71 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import ExitStack, contextmanager
+from typing import BinaryIO, NamedTuple
 
 from fastpack import digest, pagecache
-from fastpack.base import Base, Groups, compare
+from fastpack.base import Groups, compare, groups_of
 from fastpack.deltafile import Table, head, read_table, read_tail
-from fastpack.errors import DamagedArchive, WrongBase
+from fastpack.environment import Environment
+from fastpack.errors import DamagedArchive, UsageError, WrongBase
 from fastpack.frames import open_descriptor
 from fastpack.fs import explain_os_error, new_file
 from fastpack.manifest import Frame, Manifest, Member
 from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, SharedReport, silent
-from fastpack.reader import Archive, open_archive
+from fastpack.packing import manifest_of
+from fastpack.reader import Archive, lay_out, open_archive
 
 
-def diff(old: str, new: str) -> DiffReport:
+def diff(old: str, new: str, progress: Progress = silent) -> DiffReport:
     """What changed between two archives: packages, files, and the bytes that a delta would ship.
+
+    One of them may be the directory of an environment: what an archive of it would hold, packed like the other one.
 
     Raises
     ------
     DamagedArchive, NewerFormat, HostileArchive
+    UsageError : both are directories.
     """
-    with open_archive(old) as before, open_archive(new) as after:
-        shipped = [frame for frame, is_old in _frames(before, after) if not is_old]
-        files = _files(before.manifest, after.manifest)
-        packages = _packages(before.manifest, after.manifest)
-        groups = compare(_groups(before), _groups(after))
-        return DiffReport(
-            old=old, new=new, old_archive_id=before.archive_id, new_archive_id=after.archive_id,
-            same=before.archive_id == after.archive_id, packages=packages, groups=groups, files=files,
-            n_frames=len(after.manifest.frames), n_shipped_frames=len(shipped),
-            shipped_bytes=sum(frame.packed_bytes for frame in shipped) + len(_tail(after)),
-            archive_bytes=os.fstat(after.descriptor).st_size,
-        )  # fmt: skip
+    with ExitStack() as stack:
+        sides = [None if os.path.isdir(path) else stack.enter_context(open_archive(path)) for path in (old, new)]
+        archive = sides[0] or sides[1]
+        if archive is None:
+            raise UsageError("neither is an archive", path=old, hint="pack one of them first")
+        before, after = (
+            _as_environment(path, archive, progress) if side is None else _as_archive(side)
+            for path, side in zip((old, new), sides, strict=True)
+        )
+    known = {frame.packed_digest for frame in before.manifest.frames}
+    frames = after.manifest.frames
+    shipped = [frame for frame in frames if frame.packed_digest not in known]
+    return DiffReport(
+        old=old, new=new, old_archive_id=before.archive_id, new_archive_id=after.archive_id,
+        same=before.archive_id == after.archive_id, packages=_packages(before.manifest, after.manifest),
+        groups=compare(before.groups, after.groups), files=_files(before.manifest, after.manifest),
+        n_frames=len(frames), n_shipped_frames=len(shipped),
+        shipped_bytes=sum(frame.packed_bytes for frame in shipped) + after.tail_bytes,
+        archive_bytes=sum(frame.packed_bytes for frame in frames) + after.tail_bytes,
+    )  # fmt: skip
+
+
+class _Side(NamedTuple):
+    """One of two archives that are compared; `tail_bytes` is what stands behind its last frame."""
+
+    archive_id: str
+    manifest: Manifest
+    groups: Groups
+    tail_bytes: int
+
+
+def _as_archive(archive: Archive) -> _Side:
+    groups = groups_of(archive.manifest, archive.reader.layout)
+    return _Side(archive.archive_id, archive.manifest, groups, len(_tail(archive)))
+
+
+def _as_environment(prefix: str, like: Archive, progress: Progress) -> _Side:
+    manifest, archive_id, tail_bytes = manifest_of(Environment.from_prefix(prefix), like, progress)
+    return _Side(archive_id, manifest, groups_of(manifest, lay_out(manifest)), tail_bytes)
 
 
 def shared(paths: Sequence[str]) -> SharedReport:
@@ -200,10 +232,6 @@ def _tail(archive: Archive) -> bytes:
     if len(tail) != size - end:
         raise DamagedArchive("the archive is cut off", path=archive.path)
     return tail
-
-
-def _groups(archive: Archive) -> Groups:
-    return Base(archive).groups()
 
 
 def _packages(old: Manifest, new: Manifest) -> dict[str, tuple[dict[str, str], ...]]:

@@ -17,12 +17,13 @@ from fastpack._place_py import Mismatch, Stated, with_pad
 from fastpack.environment import Environment, source_of_pyc
 from fastpack.fs import resolve
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
-from fastpack.native import kernel
+from fastpack.native import kernel, marshal
 from fastpack.parallel import Scratch, ordered_map
 from fastpack.prefixes import source_prefixes
 from fastpack.reading import buffered, from_memory, open_folder, open_source, read_many
 from fastpack.relocation import (
     AS_IT_IS,
+    WINDOW,
     ArchiveForm,
     Edit,
     Header,
@@ -67,6 +68,7 @@ class Examined(NamedTuple):
     on_disk: Stated | None = None
     not_relocated: str = ""  # why, if it names the prefix and stays as it is
     pyc_header: bytes = b""  # of a .pyc, where it was read
+    understood: bool = True  # whether the file names in a .pyc could be found
 
 
 class PycAction:
@@ -229,6 +231,11 @@ class _Facts:
         """Everything that names the environment in any file."""
         return tuple(dict.fromkeys((*self.prefixes.plain, *self.prefixes.spelled, *self.prefixes.in_binaries)))
 
+    @functools.cached_property
+    def in_code(self) -> tuple[bytes, ...]:
+        """The prefixes as marshal writes them."""
+        return tuple(os.fsdecode(path).encode("utf-8", "surrogatepass") for path in self.prefixes.plain)
+
 
 def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
     links = {path: file.target for path, file in env.files.items() if file.kind is Kind.LINK}
@@ -247,7 +254,7 @@ def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[st
     found: dict[str, Examined] = {}
     named: list[tuple[DiskFile, str]] = []  # managed, and the sha256 that proves them
     plain: list[DiskFile] = []  # unmanaged
-    pycs: list[DiskFile] = []
+    pycs: list[tuple[DiskFile, Verdict]] = []
     for file in files:
         path = file.path
         claim = env.entries.get(path)
@@ -259,27 +266,21 @@ def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[st
                 and file.n_bytes <= _SMALL and not (record.path in facts.slots and _patched(entry))
             ):  # fmt: skip
                 named.append((file, proof))
+            elif proof is None and path.endswith(".pyc") and entry.placeholder is None and file.n_bytes <= _SMALL:
+                pycs.append((file, Verdict.STRUCTURAL))
         elif path in env.recorded:
             continue
         elif path.endswith(".pyc"):
-            pycs.append(file)
+            if file.n_bytes <= _SMALL:
+                pycs.append((file, Verdict.UNMANAGED))
         elif path in facts.untouchable:
             found[path] = UNTOUCHED  # not even opened: most files of a GPU environment
         elif file.n_bytes <= _SMALL:
             plain.append(file)
-    for file, header in zip(pycs, _read_heads(facts, pycs), strict=True):
-        found[file.path] = Examined(Verdict.UNMANAGED, pyc_header=header)
+    _judge_pycs(facts, pycs, found)
     _judge_named(facts, named, found)
     _judge_plain(facts, plain, found)
     return [(file.path, found.get(file.path) or _examine_file(facts, file)) for file in files]
-
-
-def _read_heads(facts: _Facts, files: Sequence[DiskFile]) -> Iterator[bytes]:
-    out = bytearray(_PYC_HEADER * len(files))
-    lengths = [min(_PYC_HEADER, file.n_bytes) for file in files]
-    starts = range(0, len(out), _PYC_HEADER)
-    read_many(facts.folder, facts.env.prefix, files, [0] * len(files), lengths, starts, out)
-    return (bytes(out[start : start + n_bytes]) for start, n_bytes in zip(starts, lengths, strict=True))
 
 
 def _read_whole(facts: _Facts, files: Sequence[DiskFile]) -> tuple[memoryview, list[int]]:
@@ -302,6 +303,32 @@ def _judge_named(facts: _Facts, named: Sequence[tuple[DiskFile, str]], found: di
             is_pyc = file.path.endswith(".pyc")
             header = bytes(data[start : min(stop, start + _PYC_HEADER)]) if is_pyc else b""
             found[file.path] = Examined(Verdict.PROVEN, pyc_header=header) if is_pyc else _PROVEN
+
+
+def _judge_pycs(facts: _Facts, pycs: Sequence[tuple[DiskFile, Verdict]], found: dict[str, Examined]) -> None:
+    """``.pyc`` files that are not the package's own: their file names are cut down to the way from the prefix."""
+    data, starts = _read_whole(facts, [file for file, _ in pycs])
+    lengths = [file.n_bytes for file, _ in pycs]
+    replaced = marshal.file_names(data, starts[:-1], lengths, facts.in_code)
+    for (file, verdict), start, length, edits in zip(pycs, starts, lengths, replaced, strict=False):
+        header = bytes(data[start : start + min(length, _PYC_HEADER)])
+        found[file.path] = _examined_pyc(verdict, header, edits)
+
+
+def _examine_pyc(facts: _Facts, file: DiskFile, verdict: Verdict, pread: PRead) -> Examined:
+    """The same for one that is large, or that was thought to be the package's."""
+    header = pread(_PYC_HEADER, 0)
+    if file.n_bytes > WINDOW:
+        return _examined_pyc(verdict, header, None)
+    data = pread(file.n_bytes, 0)
+    (edits,) = marshal.file_names(data, [0], [len(data)], facts.in_code)
+    return _examined_pyc(verdict, header, edits)
+
+
+def _examined_pyc(verdict: Verdict, header: bytes, replaced: Iterable[tuple[int, int, bytes]] | None) -> Examined:
+    edits = tuple(itertools.starmap(Edit, replaced or ()))
+    form = ArchiveForm(edits, ()) if edits else AS_IT_IS
+    return Examined(verdict, form, pyc_header=header, understood=replaced is not None)
 
 
 def _judge_plain(facts: _Facts, files: Sequence[DiskFile], found: dict[str, Examined]) -> None:
@@ -333,8 +360,10 @@ def _examine_open(facts: _Facts, file: DiskFile, read: PRead) -> Examined:
             other = _examine_managed(facts, file, record, entry, read)
             found = other if other.verdict not in (Verdict.MODIFIED, Verdict.RECOMPILED) else found
         return found
-    if file.path.endswith(".pyc") or file.path in facts.untouchable:
-        return Examined(Verdict.UNMANAGED)
+    if file.path.endswith(".pyc"):
+        return _examine_pyc(facts, file, Verdict.UNMANAGED, read)
+    if file.path in facts.untouchable:
+        return UNTOUCHED
     pread, data = buffered(read, file.n_bytes)
     return _examine_unmanaged(facts, file, pread, data, Verdict.UNMANAGED)
 
@@ -344,9 +373,9 @@ def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathE
     if file.path.endswith(".pyc") and entry.placeholder is None:
         pread, data = buffered(pread, file.n_bytes)
         if entry.sha256 is None:
-            return Examined(Verdict.STRUCTURAL)
+            return _examine_pyc(facts, file, Verdict.STRUCTURAL, pread)
         if sha256_of(pread, file.n_bytes) != entry.sha256:
-            return Examined(Verdict.RECOMPILED)
+            return _examine_pyc(facts, file, Verdict.RECOMPILED, pread)
         return Examined(Verdict.PROVEN, pyc_header=pread(_PYC_HEADER, 0))
     entry_point = "entry_point" in entry.path_type
     if slot is not None and not entry_point and _patched(entry):
@@ -520,6 +549,8 @@ def _decide_pycs(env: Environment, result: Examination) -> None:
     for path, examined, source in pycs:
         result.pyc[path], count = _decide_pyc(env, path, examined, source, files.get(source))
         counts.append(count)
+        if not examined.understood and result.pyc[path] != PycAction.DROP:
+            counts.append("compiled by an unknown Python")
     result.pyc_counts.update(counts)
 
 

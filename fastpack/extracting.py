@@ -72,6 +72,7 @@ class Extractor:
         self._prefix = prefix
         self._threads = threads
         self._writer = pagecache.Writer()
+        self._not_as_archived = frozenset(file.path for file in relocated)
         self._relocated = {
             file.path: file for file in relocated if prefix is not None and not file.second_phase and file.fits(prefix)
         }
@@ -110,7 +111,9 @@ class Extractor:
         return placed
 
     def _write_frame(self, index: int) -> _Written:
+        self._reader.share(index, self._folder, self._not_as_archived)
         plain, segments = self._reader.read(index)
+        shared = self._reader.shared
         members = self._manifest.members
         placed: dict[str, Stated] = {}
         parts: list[_Part] = []
@@ -124,11 +127,14 @@ class Extractor:
             length = segment.stop - segment.start
             n_bytes += length
             if length != member.n_bytes:
-                self._write_part(member, segment, segment.of(plain))
+                if member.path not in shared:
+                    self._write_part(member, segment, segment.of(plain))
                 parts.append(_Part(segment.member, segment.start, length, slices))
                 continue
             _check_digest(member, slices)
             n_files += 1
+            if member.path in shared:
+                continue
             if member.path in self._relocated:
                 placed[member.path] = self._write_placed(member, segment.of(plain))
                 continue
@@ -181,6 +187,8 @@ class Extractor:
     def _finish_large(self, member: Member, slices: bytes) -> Stated | None:
         """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
         _check_digest(member, slices)
+        if member.path in self._reader.shared:
+            return None
         path = os.path.join(self._root, member.path)
         file = self._relocated.get(member.path)
         mtime, stated = member.mtime, None

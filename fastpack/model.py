@@ -178,8 +178,25 @@ class PackReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class PackManyReport(Report):
+    """What was packed into a directory, one report for each environment."""
+
+    archives: tuple[PackReport, ...]
+
+    @property
+    def warnings(self) -> tuple[Warned, ...]:
+        return tuple(warning for report in self.archives for warning in report.warnings)
+
+    def as_dict(self) -> dict[str, object]:
+        return {"archives": [report.as_dict() for report in self.archives]}
+
+
+@dataclass(frozen=True, slots=True)
 class UnpackReport(Report):
-    """What `unpack` did. Sizes in bytes, durations in seconds. `unchanged`: nothing, as it was all there already."""
+    """What `unpack` did. Sizes in bytes, durations in seconds. `unchanged`: nothing, as it was all there already.
+
+    `n_shared_files` were reflinked, or hard-linked, from the base of a delta.
+    """
 
     archive: str
     destination: str
@@ -191,6 +208,7 @@ class UnpackReport(Report):
     n_relocated_files: int
     written_bytes: int
     elapsed_seconds: float
+    n_shared_files: int = 0
     warnings: tuple[Warned, ...] = field(default=())
 
 

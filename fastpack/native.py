@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 
-from fastpack import _batch_py, _relocate_py
+from fastpack import _batch_py, _marshal_py, _relocate_py
 
 if os.environ.get("FASTPACK_PURE", "0") not in ("", "0"):
-    kernel, batch = _relocate_py, _batch_py
+    kernel, batch, marshal = _relocate_py, _batch_py, _marshal_py
     NATIVE = False
 else:
     try:
         from fastpack import _batch as batch  # type: ignore[no-redef]
+        from fastpack import _marshal as marshal  # type: ignore[no-redef]
         from fastpack import _relocate as kernel  # type: ignore[no-redef]
 
         NATIVE = True
     except ImportError:
-        kernel, batch = _relocate_py, _batch_py
+        kernel, batch, marshal = _relocate_py, _batch_py, _marshal_py
         NATIVE = False

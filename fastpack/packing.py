@@ -8,13 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from fastpack import container, digest
 from fastpack._place_py import ascii_only, check_pad, content_mtime
 from fastpack._version import VERSION
-from fastpack.base import Base, Groups, by_group, compare, open_base
+from fastpack.base import Groups, by_group, compare, open_base
 from fastpack.building import Builder, Built, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.codec import Codec, by_file_name, by_name
@@ -24,9 +24,10 @@ from fastpack.examine import Examination, examine
 from fastpack.frames import Locator, trailer
 from fastpack.fs import check_relative, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Frame, Manifest, Member
-from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackReport, Progress, Warned, silent
+from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.plan import Plan, Planned, make_plan
+from fastpack.reader import Archive
 from fastpack.stat_table import Known, StatTable, open_table
 
 
@@ -37,7 +38,7 @@ class Options:
     `verify_content` reads every file, also those that have not changed since an earlier pack read them; `verify_source`
     also holds managed ones against their sha256. `base` is an earlier archive whose frames are used again; None: the
     one that `force` replaces. `base_id` and `reuse_any` are `open_base`'s. `cache` is a directory of frames,
-    `cache_bytes` what it may have in the end.
+    `cache_bytes` what it may have in the end. `further` are archives that this run made, see `pack_many`.
     """
 
     output: str | None = None
@@ -60,6 +61,7 @@ class Options:
     reuse_any: bool = False
     cache: str | None = None
     cache_bytes: int = DEFAULT_BYTES
+    further: tuple[str, ...] = ()
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -73,8 +75,80 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     FastpackError : see errors.py; nothing is left behind.
     """
     started = time.monotonic()
-    keep_memory()
     codec, output = _output(env, options)
+    done = _pack(env, options, codec, output, output, progress)
+    return _report(done, codec, output, time.monotonic() - started)
+
+
+def pack_many(environments: Sequence[Environment], options: Options, progress: Progress = silent) -> PackManyReport:
+    """Pack several environments into a directory, each as an archive of its own; what they share is compressed once.
+
+    Parameters
+    ----------
+    options : those of each; `output` is the directory, which is made if it is not there.
+
+    Raises
+    ------
+    FastpackError : the archives that were whole by then stay.
+    """
+    names = Counter(env.name for env in environments)
+    for name, number in names.items():
+        if number > 1:
+            raise UsageError(f"{number} environments would have the same archive", found=name,
+                             hint="pack them one by one, each with its own --output")  # fmt: skip
+    folder = options.output
+    if folder is None or folder == "-":
+        raise UsageError("several environments are packed into a directory", found=folder, hint="give one with -o DIR/")
+    codec = by_name("tar.zst" if options.format in ("infer", "") else options.format)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from None
+    reports: list[PackReport] = []
+    for env in environments:
+        output = os.path.join(folder, env.name + codec.suffix)
+        made = tuple(report.output for report in reports)
+        one = replace(options, output=output, format=codec.name, further=made)
+        reports.append(pack(env, one, progress))
+    return PackManyReport(tuple(reports))
+
+
+def manifest_of(env: Environment, like: Archive, progress: Progress = silent) -> tuple[Manifest, str, int]:
+    """What an archive of an environment would say of itself, made as another one was.
+
+    Frames that `like` does not have are compressed, and nothing is written.
+
+    Returns
+    -------
+    The manifest, the archive's id, and the bytes that would stand behind the last frame.
+    """
+    header = like.manifest.header
+    options = Options(
+        compress_level=None if header["level"] == like.codec.default_level else header["level"],
+        arcroot=header["arcroot"], dest_prefix=header["dest_prefix"], strict=header["strict"],
+        pad=tuple(header["pad"]), ignore_missing_files=True, ignore_editable_packages=True, base=like.path,
+    )  # fmt: skip
+    written = _pack(env, options, like.codec, None, os.devnull, progress).written
+    return written.manifest, written.archive_id, written.tail_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A pack that was made."""
+
+    plan: Plan
+    examination: Examination
+    written: _Written
+    base: str | None
+    base_groups: Groups
+    warnings: list[Warned]
+
+
+def _pack(
+    env: Environment, options: Options, codec: Codec, replaced: str | None, output: str, progress: Progress
+) -> _Packed:
+    """Everything but the report. `replaced` is what may be the base if none is named; `output` what is opened."""
+    keep_memory()
     level = codec.default_level if options.compress_level is None else options.compress_level
     if options.compress_level is not None and level not in codec.levels:
         raise UsageError(
@@ -82,13 +156,34 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
             expected=f"{codec.levels.start} to {codec.levels.stop - 1}",
             found=level,
         )
+    threads = options.n_threads if options.n_threads > 0 else default_threads()
+    examination, plan = _plan(env, options, threads, progress)
+    replaced = replaced if options.force and replaced != "-" else None
+    cache = None if options.cache is None else Cache(options.cache, options.cache_bytes, codec, level)
+    with open_base(
+        options.base, replaced, codec, level, options.base_id, options.reuse_any, options.further
+    ) as base:  # fmt: skip
+        everything = options.verify_content or options.verify_source
+        table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
+        with (
+            builder(plan, codec, level, examination.prefixes.plain, base, cache, table) as built,
+            _opened(output, options.force) as out,
+        ):
+            written = _write(plan, built, table, codec, level, threads, out, progress)
+        table.save()
+        if cache is not None:
+            cache.trim()
+        warnings = [*plan.warnings, *base.warnings(), *(cache.warnings() if cache else [])]
+        return _Packed(plan, examination, written, base.path, base.groups(), warnings)
+
+
+def _plan(env: Environment, options: Options, threads: int, progress: Progress) -> tuple[Examination, Plan]:
     arcroot = options.arcroot.strip("/")
     if arcroot and (why := check_relative(arcroot)):
         raise UsageError(f"--arcroot has {why}", found=options.arcroot)
     dest_prefix = _check_destination(options.dest_prefix)
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
-    threads = options.n_threads if options.n_threads > 0 else default_threads()
     total = sum(file.n_bytes for file in env)
     seen = 0
 
@@ -123,20 +218,7 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
             path=not_relocated[0].path,
             hint="leave them out with --exclude, or pack without --strict",
         )
-    replaced = output if options.force and output != "-" else None
-    cache = None if options.cache is None else Cache(options.cache, options.cache_bytes, codec, level)
-    with open_base(options.base, replaced, codec, level, options.base_id, options.reuse_any) as base:
-        everything = options.verify_content or options.verify_source
-        table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
-        with (
-            builder(plan, codec, level, examination.prefixes.plain, base, cache, table) as built,
-            _opened(output, options.force) as out,
-        ):
-            written = _write(plan, built, table, codec, level, threads, out, progress)
-        table.save()
-        if cache is not None:
-            cache.trim()
-        return _report(plan, codec, output, written, examination, base, cache, time.monotonic() - started)
+    return examination, plan
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -173,6 +255,10 @@ def _check_destination(dest_prefix: str | None) -> str | None:
 
 @contextmanager
 def _opened(output: str, force: bool) -> Iterator[BinaryIO]:
+    if output == os.devnull:
+        with open(output, "wb") as nowhere:
+            yield nowhere
+        return
     if output == "-":
         try:
             stdout: BinaryIO = os.fdopen(os.dup(1), "wb")
@@ -199,14 +285,14 @@ class _Written:
 
     archive_id: str
     archive_bytes: int
-    frames: list[Frame]
+    tail_bytes: int  # of what stands behind the last frame
+    manifest: Manifest
     frame_groups: list[Group]
-    members: list[Member]
     n_naming: int  # .pyc files that name the source prefix
     work: dict[str, int]
 
     def groups(self) -> Groups:
-        return by_group(self.frame_groups, self.frames)
+        return by_group(self.frame_groups, self.manifest.frames)
 
 
 def _write(
@@ -246,8 +332,10 @@ def _write(
             work["copied"] += len(built.packed) if built.reused else 0
             n_naming += sum(built.naming)
             progress("pack", done, total, str(planned.group))
-        manifest = Manifest(_header(plan, codec, level), plan.packages, tuple(groups), tuple(frames), tuple(members),
-                            plan.left_out).to_bytes()  # fmt: skip
+        end_of_frames = offset
+        stated = Manifest(_header(plan, codec, level), plan.packages, tuple(groups), tuple(frames), tuple(members),
+                          plan.left_out)  # fmt: skip
+        manifest = stated.to_bytes()
         archive_id = digest.blake(manifest)
         own = Member(Kind.FILE, MANIFEST, 0o644, content_mtime(archive_id), len(manifest))
         sizes = [(frame.packed_bytes, frame.plain_bytes) for frame in frames]
@@ -269,7 +357,8 @@ def _write(
         name = getattr(out, "name", None)
         raise explain_os_error(error, name if isinstance(name, str) else "standard output") from None
     frame_groups = [planned.group for planned in plan.frames]
-    return _Written(archive_id.hex(), offset + len(end), frames, frame_groups, members, n_naming, work)
+    size = offset + len(end)
+    return _Written(archive_id.hex(), size, size - end_of_frames, stated, frame_groups, n_naming, work)
 
 
 def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], group: int) -> Iterator[Member]:
@@ -314,19 +403,17 @@ def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
     }
 
 
-def _report(
-    plan: Plan, codec: Codec, output: str, written: _Written, examination: Examination, base: Base,
-    cache: Cache | None, elapsed: float,
-) -> PackReport:  # fmt: skip
-    members, n_naming = written.members, written.n_naming
+def _report(done: _Packed, codec: Codec, output: str, elapsed: float) -> PackReport:
+    plan, examination, written = done.plan, done.examination, done.written
+    members, n_naming = written.manifest.members, written.n_naming
     kinds = Counter(member.kind for member in members)
     verdicts = Counter(member.verdict for member in members if member.verdict)
     relocated = {file.path for file in plan.relocated}
     verdicts.update(f"{m.verdict} with a prefix" for m in members if m.verdict and m.path in relocated)
-    warnings = [*plan.warnings, *base.warnings(), *(cache.warnings() if cache else [])]
+    warnings = done.warnings
     if n_naming:
         warnings.append(
-            Warned("pyc-prefix", None, f"{n_naming} .pyc files state the source prefix in their tracebacks' file names")
+            Warned("pyc-prefix", None, f"{n_naming} .pyc files of a Python that is not known state the source prefix")
         )
     return PackReport(
         prefix=plan.environment.prefix,
@@ -339,12 +426,12 @@ def _report(
         n_hardlinks=kinds[Kind.HARDLINK],
         n_relocated_files=len(plan.relocated),
         n_relocations=sum(len(file.items) for file in plan.relocated),
-        n_frames=len(written.frames),
+        n_frames=len(written.manifest.frames),
         n_packages=len(plan.packages),
         source_bytes=sum(file.n_bytes for file in plan.environment if file.kind is Kind.FILE),
         archive_bytes=written.archive_bytes,
-        base=base.path,
-        groups=compare(base.groups(), written.groups()),
+        base=done.base,
+        groups=compare(done.base_groups, written.groups()),
         work=written.work,
         longest_prefix=plan.longest_prefix,
         prefixes=tuple(os.fsdecode(prefix) for prefix in examination.prefixes.plain),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -103,6 +103,17 @@ class FrameReader:
         for index, offset in self._offsets.items():
             if offset + manifest.frames[index].packed_bytes > size:
                 raise DamagedArchive(f"the archive is cut off in frame {index}", found=f"{size} bytes")
+        #: Paths of files that `share` has put where they belong.
+        self.shared: set[str] = set()
+
+    def share(self, index: int, folder: int, relocated: Container[str]) -> None:
+        """Put files of a frame where they belong without copying them; `read` then checks these. An archive has none.
+
+        Parameters
+        ----------
+        folder : descriptor of the environment to be.
+        relocated : paths of files that are not as the archive has them.
+        """
 
     def packed(self, index: int) -> memoryview:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""

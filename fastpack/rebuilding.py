@@ -7,8 +7,11 @@ archive is: a file that was changed in between is found, not copied.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+from array import array
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from fastpack import digest
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
@@ -18,16 +21,19 @@ from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, W
 from fastpack.installed import Installed, read_installed
 from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind
+from fastpack.native import batch
 from fastpack.reader import FrameReader, Segment
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 
 
-def open_delta(descriptor: int, path: str, base: str) -> tuple[FrameReader, Manifest, bytes]:
+@contextmanager
+def open_delta(descriptor: int, path: str, base: str, hardlink: bool) -> Iterator[tuple[FrameReader, Manifest, bytes]]:
     """A delta and the environment it is put together with: (reader of the new archive's frames, its manifest, its id).
 
     Parameters
     ----------
     base : the environment's directory.
+    hardlink : give what did not change a further name where it cannot be reflinked.
 
     Raises
     ------
@@ -60,25 +66,50 @@ def open_delta(descriptor: int, path: str, base: str) -> tuple[FrameReader, Mani
         position += manifest.frames[index].packed_bytes
     if position != tail_at:
         raise DamagedArchive("the delta's frames are not what it says", path=path, expected=position, found=tail_at)
-    reader = _Rebuilder(descriptor, by_name(table.codec), manifest, offsets, base, installed)
-    return reader, manifest, table.new
+    folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        reader = _Rebuilder(descriptor, by_name(table.codec), manifest, offsets, base, folder, installed, hardlink)
+        yield reader, manifest, table.new
+    finally:
+        os.close(folder)
 
 
 class _Rebuilder(FrameReader):
     """Reads a delta's frames, and puts the others together from an environment."""
 
     def __init__(
-        self, descriptor: int, codec: Codec, manifest: Manifest, offsets: Mapping[int, int], root: str,
-        installed: Installed,
+        self, descriptor: int, codec: Codec, manifest: Manifest, offsets: Mapping[int, int], root: str, folder: int,
+        installed: Installed, hardlink: bool,
     ) -> None:  # fmt: skip
         super().__init__(descriptor, codec, manifest, offsets)
         assert installed.state is not None
         self._root = root
+        self._folder = folder
+        self._new_folder = -1
+        # How files are shared, the first that works: by hard links or not.
+        self._ways = [False, True] if hardlink else [False]
         self._target = os.fsencode(installed.state["prefix"])
         self._signed = installed.state.get("signed", {})
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
         self._files = {file.path: file for file in files}
         self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
+
+    def share(self, index: int, folder: int, relocated: Container[str]) -> None:
+        if index in self._offsets:
+            return
+        self._new_folder = folder
+        members = [self._manifest.members[s.member] for s in self.layout[index] if s.start == 0]
+        files = [m for m in members if m.kind is Kind.FILE and m.path not in relocated and m.path not in self._files]
+        while files and self._ways:
+            linked = self._ways[0]
+            modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
+            failed = dict(batch.share_files(self._folder, folder, [m.path for m in files], modes, mtimes, linked))
+            self.shared.update(m.path for k, m in enumerate(files) if k not in failed)
+            if not any(code in _CANNOT for code in failed.values()):
+                return
+            files = [files[k] for k in failed]
+            if self._ways and self._ways[0] is linked:
+                self._ways.pop(0)
 
     def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
         try:
@@ -104,20 +135,45 @@ class _Rebuilder(FrameReader):
         plain = memoryview(bytearray(self._manifest.frames[index].plain_bytes))
         headers = self._headers(index)
         position = 0
+        as_archived: dict[bool, list[tuple[Member, Segment]]] = {True: [], False: []}
         for segment in self.layout[index]:
             n_header = segment.header_bytes
             plain[segment.at - n_header : segment.at] = headers[position : position + n_header]
             position += n_header
             member = self._manifest.members[segment.member]
-            if member.kind is Kind.FILE:
+            if member.kind is not Kind.FILE:
+                continue
+            if member.path in self._files:
+                self._fill(member, segment.start, segment.of(plain))
+            else:
+                as_archived[member.path in self.shared].append((member, segment))
+        for shared, rows in as_archived.items():
+            for member, segment in self._read_many(self._new_folder if shared else self._folder, rows, plain):
                 self._fill(member, segment.start, segment.of(plain))
         return plain
 
+    def _read_many(
+        self, folder: int, rows: Sequence[tuple[Member, Segment]], plain: memoryview
+    ) -> list[tuple[Member, Segment]]:
+        """Fill a frame with files that are as the archive has them; those that have not its size and time are left."""
+        failed = batch.read_files(
+            folder,
+            [member.path for member, _ in rows],
+            array("q", [member.n_bytes for member, _ in rows]),
+            array("q", [member.mtime * 1_000_000_000 for member, _ in rows]),
+            array("q", [segment.start for _, segment in rows]),
+            array("q", [segment.at for _, segment in rows]),
+            array("q", [segment.stop - segment.start for _, segment in rows]),
+            plain,
+        )
+        return [rows[index] for index, _ in failed]
+
     def _fill(self, member: Member, start: int, out: memoryview) -> None:
         """Fill a buffer with a part of a file in archive form."""
-        path = os.path.join(self._root, member.path)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            folder = self._new_folder if member.path in self.shared else self._folder
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(member.path, flags, dir_fd=folder)
         except OSError:
             raise _changed(self._root, member) from None
         try:
@@ -139,6 +195,10 @@ class _Rebuilder(FrameReader):
             os.close(descriptor)
 
 
+#: What a file system says that shares no files, or not with this one.
+_CANNOT = frozenset(
+    [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM]
+)
 _HINT = "apply the delta to the old archive, or ship the whole new one"
 
 

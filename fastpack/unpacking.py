@@ -69,6 +69,8 @@ class Options:
     if_changed : do nothing where this very archive is already unpacked; wait for another process that is at it.
     base : with a delta, the environment that was unpacked from the old archive; None: the one at the destination.
     in_place : exchange the new environment for the one at the destination, which is fastpack's.
+    hardlink : with a delta, give files that did not change a further name in the new environment where the file system
+        has no reflinks: a program that writes into such a file changes it in both environments.
     keep : with `in_place`, how many replaced ones to keep, as ``DESTINATION.old-1`` (the newest) and so on.
     """
 
@@ -84,6 +86,7 @@ class Options:
     base: str | None = None
     in_place: bool = False
     keep: int = 1
+    hardlink: bool = False
 
 
 def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
@@ -125,10 +128,11 @@ def _unpack(job: _Job) -> UnpackReport:
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_delta(descriptor):
             base = os.path.abspath(job.options.base or job.destination)
-            delta_reader, manifest, new = open_delta(descriptor, archive, base)
-            return _from_file(job, delta_reader, manifest, new.hex())
-        if job.options.base is not None:
-            raise UsageError("--base is for a delta, and this is none", path=archive)
+            with open_delta(descriptor, archive, base, job.options.hardlink) as (delta_reader, manifest, new):
+                return _from_file(job, delta_reader, manifest, new.hex())
+        if job.options.base is not None or job.options.hardlink:
+            option = "--base" if job.options.base is not None else "--hardlink"
+            raise UsageError(f"{option} is for a delta, and this is none", path=archive)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 raise DamagedArchive("that is a directory, not an archive", path=archive)
@@ -297,8 +301,9 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
         unchanged=False,
         n_files=sum(member.kind in (Kind.FILE, Kind.HARDLINK) for member in manifest.members),
         n_relocated_files=len(relocated),
-        written_bytes=total,
+        written_bytes=total - sum(member.n_bytes for member in manifest.members if member.path in reader.shared),
         elapsed_seconds=time.monotonic() - job.started,
+        n_shared_files=len(reader.shared),
         warnings=tuple(warnings),
     )
 

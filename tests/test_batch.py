@@ -220,3 +220,65 @@ def test_names_may_be_text(batch: ModuleType, tmp_path: Path, folder: int) -> No
     raw = [os.fsencode(name) for name in names]
     batch.tar_headers(raw, raw, b"0000", zeros, zeros, zeros, rows, blocks[1])
     assert blocks[0] == blocks[1]
+
+
+# --- files shared by two directories
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    descriptors = []
+    for name in ("source", "target"):
+        os.makedirs(tmp_path / name / "d")
+        descriptors.append(os.open(tmp_path / name, os.O_RDONLY | os.O_DIRECTORY))
+    yield descriptors[0], descriptors[1]
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+@BOTH
+def test_files_get_a_further_name(batch: ModuleType, tmp_path: Path, two_folders: tuple[int, int]) -> None:
+    for name, mode, mtime in (
+        ("one", 0o644, 1000),
+        ("d/two", 0o755, 2000),
+        ("mode", 0o600, 1000),
+        ("time", 0o644, 1001),
+    ):
+        path = tmp_path / "source" / name
+        path.write_bytes(name.encode())
+        path.chmod(mode)
+        os.utime(path, (mtime, mtime))
+    os.symlink("one", tmp_path / "source/link")
+    Path(tmp_path, "source/there").write_bytes(b"new")
+    os.utime(tmp_path / "source/there", (1000, 1000))
+    Path(tmp_path, "target/there").write_bytes(b"old")
+    names = [b"one", "d/two", "mode", "time", "link", "there", "gone"]
+    modes, mtimes = table(0o644, 0o755, *[0o644] * 5), table(1000, 2000, *[1000] * 5)
+    failed = batch.share_files(*two_folders, names, modes, mtimes, True)
+    changed = _batch_py.CHANGED
+    assert failed == [(2, changed), (3, changed), (4, changed), (5, errno.EEXIST), (6, errno.ENOENT)]
+    assert sorted(os.listdir(tmp_path / "target")) == ["d", "one", "there"]
+    for name in ("one", "d/two"):
+        assert os.path.samefile(tmp_path / "source" / name, tmp_path / "target" / name)
+    assert Path(tmp_path, "target/there").read_bytes() == b"old"
+    assert batch.share_files(*two_folders, [], table(), table(), True) == []
+    with pytest.raises(ValueError, match="different lengths"):
+        batch.share_files(*two_folders, ["a"], table(), table(1), True)
+    with pytest.raises(ValueError, match="NUL"):
+        batch.share_files(*two_folders, ["a\0"], table(1), table(1), False)
+
+
+@BOTH
+def test_what_cannot_be_cloned_leaves_nothing(batch: ModuleType, tmp_path: Path, two_folders: tuple[int, int]) -> None:
+    """Whether this file system has reflinks or not: a clone is whole, with mode and time, or there is none."""
+    Path(tmp_path, "source/file").write_bytes(b"content")
+    os.symlink("file", tmp_path / "source/link")
+    failed = dict(batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), False))
+    assert failed[1] == errno.ELOOP and failed[2] == _batch_py.CHANGED
+    target = tmp_path / "target/file"
+    assert target.exists() == (0 not in failed)
+    if 0 in failed:
+        assert failed[0] in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV)
+    else:
+        assert target.read_bytes() == b"content" and not os.path.samefile(target, tmp_path / "source/file")
+        assert target.stat().st_mode & 0o7777 == 0o640 and target.stat().st_mtime == 5

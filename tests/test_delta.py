@@ -15,7 +15,7 @@ import fastpack
 from fastpack import digest, errors
 from fastpack.deltafile import _HEAD
 from fastpack.made_prefix import install
-from tests.conftest import app_package
+from tests.conftest import app_package, run_fastpack
 from tests.test_base import edit, edits
 from tests.test_cli import Run
 from tests.test_environment import dist, write
@@ -210,3 +210,33 @@ def test_the_commands(fastpack: Run, pair: tuple[str, str], tmp_path: Path) -> N
     done = fastpack("apply", delta, "--base", new, "-o", out, "--force", "--json")
     assert done.code == 33 and done.json["error"]["class"] == "WrongBase"
     assert Path(out).read_bytes() == Path(new).read_bytes(), "what was there is gone"
+
+
+# --- an environment beside an archive
+
+
+def test_diff_with_an_environment(made: str, tmp_path: Path) -> None:
+    dist(made, "tool", {"tool.py": b"x = 1\n" * 100})
+    old, new = str(tmp_path / "old.tar.zst"), str(tmp_path / "new.tar.zst")
+    options = {"arcroot": "env", "compress_level": 7, "pad": ["*.so=slash"]}
+    fastpack.pack(prefix=made, output=old, **options)
+    same = fastpack.diff(old, made)
+    assert same.same and same.n_shipped_frames == 0 and same.files["changed"] == 0
+    write(made, "lib/python3.11/site-packages/tool.py", b"x = 2\n" * 100)
+    dist(made, "more", {"more.py": b"m = 1\n"})
+    there = sorted(os.listdir(tmp_path))
+    found = fastpack.diff(old, made)
+    assert sorted(os.listdir(tmp_path)) == there, "nothing is written"
+    fastpack.pack(prefix=made, output=new, **options)
+    wanted = fastpack.diff(old, new)
+    assert {**found.as_dict(), "new": new} == wanted.as_dict() and not found.same
+    assert [row["name"] for row in found.packages["added"]] == ["more"]
+    back = fastpack.diff(made, old)
+    assert {**back.as_dict(), "old": new} == fastpack.diff(new, old).as_dict()
+    assert [row["name"] for row in back.packages["removed"]] == ["more"]
+    done = run_fastpack("diff", old, made)
+    assert done.code == 0 and "+ pip more" in done.out
+    done = run_fastpack("diff", made, made)
+    assert done.code == 2 and "neither is an archive" in done.err
+    done = run_fastpack("diff", old, tmp_path)
+    assert done.code == 11 and "conda-meta" in done.err

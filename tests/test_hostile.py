@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fastpack
@@ -278,6 +278,7 @@ row = st.tuples(name, st.sampled_from([REG, DIR, SYM, LNK, tarfile.FIFOTYPE, tar
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(row, min_size=1, max_size=5))
+@example(rows=[("a", SYM, "a/.."), ("a", SYM, "a/..")])
 def test_what_the_data_filter_refuses_is_refused(rows: list[tuple[str, bytes, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [("d", DIR, ""), *[row for row in rows if row[0]]]

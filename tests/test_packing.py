@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import struct
 import tarfile
@@ -19,7 +20,7 @@ from fastpack.frames import read_manifest, read_seek_table
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.manifest import Manifest
 from fastpack.model import GROUP_ORDER, PLACEHOLDER, Kind
-from tests.conftest import P, app_package, c_string
+from tests.conftest import P, app_package, c_string, run_fastpack
 from tests.oracles.trees import snapshot
 from tests.test_environment import SITE, dist, python_stub, write
 
@@ -444,3 +445,44 @@ def test_the_archive_form_of_unmanaged_text_has_our_own_placeholder(made: str, t
     fastpack.pack(prefix=made, output=out)
     assert read_member(out, "own.txt") == PLACEHOLDER + b"/x"
     assert len(PLACEHOLDER) == 255
+
+
+# --- several environments at once
+
+
+def test_several_environments_share_frames(made: str, tmp_path: Path) -> None:
+    second = str(tmp_path / "second")
+    shutil.copytree(made, second, symlinks=True)
+    for prefix in (made, second):
+        write(prefix, "lib/large", random.Random(3).randbytes(12 << 20))
+    write(second, "lib/own", "only here")
+    folder = tmp_path / "out" / "archives"
+    arguments = ["pack", "-p", made, "-p", second, "--exclude", "share/*", "-j", "2"]
+    done = run_fastpack(*arguments, "-o", str(folder) + "/", "--json")
+    assert done.code == 0, done.err
+    reports = done.json["result"]["archives"]
+    assert sorted(os.listdir(folder)) == sorted(f"{os.path.basename(p)}.tar.zst" for p in (made, second))
+    assert reports[0]["work"]["copied"] == 0 and reports[1]["work"]["copied"] > 12 << 20
+    for report, prefix in zip(reports, (made, second), strict=True):
+        alone = str(tmp_path / "alone.tar.zst")
+        fastpack.pack(prefix=prefix, output=alone, filters=[("exclude", "share/*")], force=True)
+        assert Path(report["output"]).read_bytes() == Path(alone).read_bytes()
+        assert report["output"] == str(folder / f"{os.path.basename(prefix)}.tar.zst")
+    again = run_fastpack(*arguments, "-o", folder)
+    assert again.code == 22 and "already there" in again.err
+    assert run_fastpack(*arguments, "-o", folder, "--force", "--format", "tar.gz").code == 0
+    assert len(os.listdir(folder)) == 4
+
+
+def test_several_environments_need_a_directory_and_names_of_their_own(made: str, tmp_path: Path) -> None:
+    done = run_fastpack("pack", "-p", made, "-p", made, "-o", tmp_path / "out")
+    assert done.code == 2 and "2 environments would have the same archive" in done.err
+    other = str(tmp_path / "other")
+    shutil.copytree(made, other, symlinks=True)
+    for output in ([], ["-o", "-"]):
+        done = run_fastpack("pack", "-p", made, "-p", other, *output, cwd=tmp_path)
+        assert done.code == 2 and "packed into a directory" in done.err
+    Path(tmp_path, "file").write_text("")
+    done = run_fastpack("pack", "-p", made, "-p", other, "-o", tmp_path / "file")
+    assert done.code != 0 and len(done.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

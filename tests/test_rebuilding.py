@@ -14,7 +14,7 @@ import fastpack
 from fastpack import errors
 from fastpack.destination import _make_marker
 from fastpack.fs import walk
-from tests.conftest import run_fastpack
+from tests.conftest import need, run_fastpack
 from tests.test_environment import dist, write
 
 SITE = "lib/python3.11/site-packages"
@@ -46,7 +46,7 @@ def shipped(made: str, tmp_path: Path) -> Shipped:
     return Shipped(old, new, delta, base)
 
 
-def tree(root: str) -> dict[str, object]:
+def tree(root: str) -> dict[str, tuple[object, ...]]:
     """Everything that a program can see of a tree, but for what names the moment."""
     return {
         file.path: (file.kind, file.mode, file.mtime_ns, file.target,
@@ -193,3 +193,91 @@ def test_if_changed_knows_a_delta(shipped: Shipped) -> None:
     assert not fastpack.unpack(shipped.delta, shipped.base, in_place=True, if_changed=True).unchanged
     assert fastpack.unpack(shipped.delta, shipped.base, in_place=True, if_changed=True).unchanged
     assert fastpack.unpack(shipped.new, shipped.base, in_place=True, if_changed=True).unchanged
+
+
+# --- shared blocks
+
+
+def unshared(root: str, base: str) -> set[str]:
+    return {file.path for file in walk(root) if file.kind == "file"
+            and not os.path.samefile(os.path.join(root, file.path), os.path.join(base, file.path))}  # fmt: skip
+
+
+def assert_alike(found: dict[str, tuple[object, ...]], wanted: dict[str, tuple[object, ...]]) -> None:
+    """The same modes and, where no prefix made a difference, contents and times."""
+    assert found.keys() == wanted.keys()
+    same = [path for path in found if found[path][4] == wanted[path][4]]
+    assert len(same) > 10 and "share/large" in same
+    assert all(found[path][1] == wanted[path][1] for path in found)
+    assert all(found[path] == wanted[path] for path in same)
+
+
+def test_hardlink(shipped: Shipped, tmp_path: Path) -> None:
+    target, wanted = str(tmp_path / "target"), str(tmp_path / "wanted")
+    os.utime(os.path.join(shipped.base, SITE, "steady.py"))  # another time: it gets a copy
+    before = tree(shipped.base)
+    done = run_fastpack("unpack", shipped.delta, "-p", target, "--base", shipped.base, "--hardlink", "--json")
+    assert done.code == 0, done.err
+    n_files = sum(file.kind == "file" for file in walk(target))
+    alone = unshared(target, shipped.base)
+    assert done.json["result"]["n_shared_files"] == n_files - len(alone) > 5
+    assert {f"{SITE}/tool.py", f"{SITE}/steady.py", "share/names", ".fastpack/manifest"} <= alone
+    assert "share/large" not in alone
+    assert tree(shipped.base) == before
+    assert not fastpack.verify(target).problems
+    fastpack.unpack(shipped.new, wanted)
+    assert_alike(tree(target), tree(wanted))
+    # Another prefix for the new one: nothing is written through a shared file.
+    os.rename(target, target + "2")
+    fastpack.relocate(target + "2")
+    assert tree(shipped.base) == before
+    done = run_fastpack("unpack", shipped.new, "-p", str(tmp_path / "x"), "--hardlink")
+    assert done.code == 2 and "--hardlink is for a delta" in done.err
+
+
+def test_hardlink_finds_what_was_changed(shipped: Shipped, tmp_path: Path) -> None:
+    large = Path(shipped.base, "share/large")
+    info = large.stat()
+    with large.open("r+b") as file:
+        file.seek(15 << 20)
+        file.write(b"changed")
+    os.utime(large, ns=(info.st_atime_ns, info.st_mtime_ns))
+    with pytest.raises(errors.WrongBase, match="changed"):
+        fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base, hardlink=True)
+    assert not (tmp_path / "target").exists() and large.stat().st_nlink == 1
+
+
+@need("mkfs.xfs", "mount")
+def test_reflinks(shipped: Shipped, tmp_path: Path) -> None:
+    disk, mounted = tmp_path / "disk", tmp_path / "mounted"
+    with disk.open("wb") as file:
+        file.truncate(600 << 20)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", disk], check=True)
+    mounted.mkdir()
+    if subprocess.run(["mount", "-o", "loop", disk, mounted], capture_output=True).returncode:
+        pytest.skip("no loop device can be mounted here")
+    try:
+        base, target, wanted = (str(mounted / name) for name in ("base", "target", "wanted"))
+        fastpack.unpack(shipped.old, base)
+        before = tree(base)
+        report = fastpack.unpack(shipped.delta, target, base=base)
+        n_files = sum(file.kind == "file" for file in walk(target))
+        assert 5 < report.n_shared_files < n_files and report.written_bytes < 4 << 20
+        assert len(unshared(target, base)) == n_files, "no file is another one's name"
+        assert not fastpack.verify(target).problems
+        fastpack.unpack(shipped.new, wanted)
+        assert_alike(tree(target), tree(wanted))
+        Path(target, "share/large").write_bytes(b"other")
+        assert tree(base) == before
+        # On another file system there is nothing to be shared: copied.
+        copied = str(tmp_path / "copied")
+        assert fastpack.unpack(shipped.delta, copied, base=base, hardlink=True).n_shared_files == 0
+        assert not fastpack.verify(copied).problems
+        large = Path(base, "share/large")
+        large.write_bytes(large.read_bytes()[:-1] + b"?")
+        os.utime(large, (1, 1))
+        with pytest.raises(errors.WrongBase, match="changed"):
+            fastpack.unpack(shipped.delta, str(mounted / "x"), base=base)
+        assert not (mounted / "x").exists()
+    finally:
+        subprocess.run(["umount", mounted], check=True)
