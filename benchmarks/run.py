@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import re
@@ -57,11 +58,15 @@ def make(name: str, folder: str, channel: str | None) -> str:
         print(f"making {name}", file=sys.stderr)
         for left in Path(folder).glob(f"{name}*"):
             subprocess.run(["rm", "-rf", left], check=True)
-        # In a process of its own: what this one uses would count as the least that any child used.
-        code = f"import environments; environments.MAKERS[{name!r}]({prefix!r}, {channel!r})"
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+        make_at(name, prefix, channel)
         Path(made).touch()
     return prefix
+
+
+def make_at(name: str, prefix: str, channel: str | None) -> None:
+    """Make an environment, in a process of its own: what this one uses would count as the least that any child used."""
+    code = f"import environments; environments.MAKERS[{name!r}]({prefix!r}, {channel!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
 
 
 def measure(prefix: str, name: str, tools: Sequence[Tool], options: Options) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def measure(prefix: str, name: str, tools: Sequence[Tool], options: Options) -> 
 
 def summary(
     results: dict[str, dict[str, Any]], scaling: dict[str, dict[int, dict[str, Any]]],
-    again: dict[str, list[dict[str, Any]]], options: str,
+    again: dict[str, dict[str, list[dict[str, Any]]]], options: str,
 ) -> str:  # fmt: skip
     """README.md of a run."""
     first = next(iter(results.values()))
@@ -88,7 +93,8 @@ def summary(
         "",
         f"Made by `python benchmarks/run.py {' '.join(results)} {options}`. Medians; raw samples are in the JSON "
         "files. CPU is user and system time; MB is the memory of a command's largest process. Rounds alternate; "
-        "before each command its input was read once and the disk was left with nothing to write.",
+        "before each command its input was read once and the disk was left with nothing to write; what was deleted "
+        "before is out of the file system's caches.",
         "",
     ]
     for name, report in results.items():
@@ -167,7 +173,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     curves: dict[str, dict[int, dict[str, Any]]] = {}
-    again: dict[str, list[dict[str, Any]]] = {}
+    again: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with tempfile.TemporaryDirectory(prefix="fastpack-bench-") as temporary:
         folder = os.path.abspath(arguments.keep or temporary)
         for name in arguments.names or ["small"]:
@@ -180,7 +186,10 @@ def main() -> None:
             (out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
             if name != "many":
                 with tempfile.TemporaryDirectory(prefix="fastpack-again-", dir=folder) as work:
-                    again[name] = incremental.run(prefix, work, min(3, arguments.rounds), arguments.threads)
+                    again[name] = incremental.run(
+                        prefix, work, min(3, arguments.rounds), arguments.threads,
+                        functools.partial(make_at, name, channel=arguments.channel), results[name]["n_bytes"],
+                    )  # fmt: skip
                 (out / f"{name}-again.json").write_text(json.dumps(again[name], indent=1) + "\n")
             if name == "gpu" and not arguments.only:
                 some = [tool for tool in TOOLS if tool.name in ("fastpack", "fastpack tar.gz", "tar | zstd -3")]

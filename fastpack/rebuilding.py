@@ -86,8 +86,8 @@ class _Rebuilder(FrameReader):
         self._root = root
         self._folder = folder
         self._new_folder = -1
-        # How files are shared, the first that works: by hard links or not.
-        self._ways = [False, True] if hardlink else [False]
+        self._hardlink = hardlink
+        self._reflink = True  # until the file system says that it has none
         self._target = os.fsencode(installed.state["prefix"])
         self._signed = installed.state.get("signed", {})
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
@@ -100,16 +100,18 @@ class _Rebuilder(FrameReader):
         self._new_folder = folder
         members = [self._manifest.members[s.member] for s in self.layout[index] if s.start == 0]
         files = [m for m in members if m.kind is Kind.FILE and m.path not in relocated and m.path not in self._files]
-        while files and self._ways:
-            linked = self._ways[0]
-            modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
-            failed = dict(batch.share_files(self._folder, folder, [m.path for m in files], modes, mtimes, linked))
-            self.shared.update(m.path for k, m in enumerate(files) if k not in failed)
-            if not any(code in _CANNOT for code in failed.values()):
-                return
-            files = [files[k] for k in failed]
-            if self._ways and self._ways[0] is linked:
-                self._ways.pop(0)
+        if self._reflink:
+            self._share([m for m in files if m.n_bytes >= CLONED_FROM], False)
+        if self._hardlink:
+            self._share([m for m in files if m.path not in self.shared], True)
+
+    def _share(self, files: Sequence[Member], linked: bool) -> None:
+        modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
+        names = [m.path for m in files]
+        failed = dict(batch.share_files(self._folder, self._new_folder, names, modes, mtimes, linked))
+        self.shared.update(name for k, name in enumerate(names) if k not in failed)
+        if not linked and any(code in _CANNOT for code in failed.values()):
+            self._reflink = False
 
     def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
         try:
@@ -195,6 +197,8 @@ class _Rebuilder(FrameReader):
             os.close(descriptor)
 
 
+#: Bytes from which a reflink costs less than a copy: the smaller files of an environment took 1.4 of a copy's time.
+CLONED_FROM = 64 << 10
 #: What a file system says that shares no files, or not with this one.
 _CANNOT = frozenset(
     [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM]
