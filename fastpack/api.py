@@ -44,49 +44,16 @@ class Environment(environment.Environment):
 
 
 def _options(
-    output: str | None = None,
-    format: str = "infer",
-    arcroot: str = "",
-    dest_prefix: str | None = None,
-    verbose: bool = False,
-    force: bool = False,
-    compress_level: int | None = None,
-    n_threads: int = 0,
-    ignore_missing_files: bool = False,
-    ignore_editable_packages: bool = False,
-    verify_source: bool = False,
-    verify_content: bool = False,
-    prefix_is_unique: bool = False,
-    strict: bool = False,
-    pad: Sequence[str] = (),
-    external_links: str = "warn",
-    base: str | None = None,
-    base_id: str | None = None,
-    reuse_any: bool = False,
-    cache: str | None = None,
-    cache_bytes: int = DEFAULT_BYTES,
-) -> _packing.Options:
+    output: str | None = None, *, verbose: bool = False, pad: Sequence[str] = (), base: str | None = None,
+    cache: str | None = None, **options: Any,
+) -> _packing.Options:  # fmt: skip
+    """The options as `packing` has them; a TypeError for one that it does not."""
     return _packing.Options(
         output=None if output is None else os.fspath(output),
-        format=format,
-        compress_level=compress_level,
-        n_threads=n_threads,
-        arcroot=arcroot,
-        dest_prefix=dest_prefix,
-        force=force,
-        ignore_missing_files=ignore_missing_files,
-        ignore_editable_packages=ignore_editable_packages,
-        verify_source=verify_source,
-        verify_content=verify_content,
-        prefix_is_unique=prefix_is_unique,
-        strict=strict,
         pad=tuple(pad),
-        external_links=external_links,
         base=None if base is None else os.fspath(base),
-        base_id=base_id,
-        reuse_any=reuse_any,
         cache=None if cache is None else os.fspath(cache),
-        cache_bytes=cache_bytes,
+        **options,
     )
 
 
@@ -130,7 +97,8 @@ def pack(
     ----------
     name, prefix : which environment; at most one of them. Neither: the active one.
     output : the archive; ``-`` for standard output. Default: the environment's name and the format's suffix.
-    format : ``infer`` (from the output's name, else ``tar.zst``), ``tar.zst``, ``tar.gz`` or ``tar``.
+    format : ``infer`` (from the output's name, else ``tar.zst``), ``tar.zst``, ``tar.gz``, ``tar.bz2``, ``tar.xz``,
+        ``tar``, ``zip``, ``parcel``, ``squashfs`` or ``no-archive`` (a directory).
     arcroot : a directory to put before every member's name; ``unpack`` takes it off.
     dest_prefix : place everything for that prefix; the archive then has no ``bin/conda-unpack``.
     verbose : accepted for conda_pack's callers; a library prints nothing.
@@ -139,7 +107,8 @@ def pack(
     base_id : refuse any base but the archive with this id.
     reuse_any : copy frames of another compression level or other libraries too.
     cache, cache_bytes : a directory that keeps the frames of all environments, and how large it may be.
-    compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip 0 to 9 (default 4).
+    compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip and zip 0 to 9 (default 4), bzip2
+        1 to 9 (9), xz 0 to 9 (6), squashfs 0 (stored) to 8 (zstd), 9 (xz), default 4.
     n_threads : 0 or -1 for all cores.
     filters : ``("exclude" | "include", pattern)``, applied in order.
     ignore_editable_packages, ignore_missing_files : go on where that would be an error.
@@ -150,7 +119,10 @@ def pack(
         also limit the prefixes that the archive can be unpacked at.
     pad : how managed binaries are padded at a prefix: ``conda``, ``slash`` or ``GLOB=slash``; the last that matches.
     external_links : ``warn``, ``keep`` or ``error``: links that lead out of the environment.
-    parcel_root, parcel_name, parcel_version, parcel_distro, zip_symlinks, zip_64 : of formats not made yet.
+    parcel_root, parcel_name, parcel_version, parcel_distro : where parcels lie on the cluster
+        (``/opt/cloudera/parcels``), the name (the environment's), the version (today's date) and ``el7``.
+    zip_symlinks : store links in a zip file, instead of copies of what they lead to.
+    zip_64 : whether a zip file may use ZIP64 extensions.
 
     Raises
     ------
@@ -158,8 +130,6 @@ def pack(
     """
     if name and prefix:
         raise errors.UsageError("give a name or a prefix, not both", found=f"{name} and {prefix}")
-    if any((parcel_root, parcel_name, parcel_version, parcel_distro, zip_symlinks, not zip_64)):
-        raise errors.UsageError("this version makes no parcels and no zip files", hint="choose a tar format")
     if prefix:
         env = Environment.from_prefix(os.fspath(prefix))
     elif name:
@@ -170,13 +140,14 @@ def pack(
         if kind not in ("exclude", "include"):
             raise errors.UsageError("an unknown kind of filter", expected="exclude or include", found=kind)
         env = env.exclude(pattern) if kind == "exclude" else env.include(pattern)
-    return _packing.pack(
-        env,
-        _options(
-            output, format, arcroot, dest_prefix, verbose, force, compress_level, n_threads, ignore_missing_files,
-            ignore_editable_packages, verify_source, verify_content, prefix_is_unique, strict, pad, external_links,
-            base, base_id, reuse_any, cache, cache_bytes,
-        ),
+    return env.pack(
+        output, format=format, arcroot=arcroot, dest_prefix=dest_prefix, parcel_root=parcel_root,
+        parcel_name=parcel_name, parcel_version=parcel_version, parcel_distro=parcel_distro, verbose=verbose,
+        force=force, compress_level=compress_level, n_threads=n_threads, zip_symlinks=zip_symlinks, zip_64=zip_64,
+        ignore_editable_packages=ignore_editable_packages, ignore_missing_files=ignore_missing_files,
+        verify_source=verify_source, verify_content=verify_content, prefix_is_unique=prefix_is_unique, strict=strict,
+        pad=pad, external_links=external_links, base=base, base_id=base_id, reuse_any=reuse_any, cache=cache,
+        cache_bytes=cache_bytes,
     )  # fmt: skip
 
 

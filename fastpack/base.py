@@ -82,8 +82,8 @@ class Base:
 
 @contextmanager
 def open_base(
-    path: str | None, output: str | None, codec: Codec, level: int, archive_id: str | None = None, any_: bool = False,
-    further: Sequence[str] = (),
+    path: str | None, output: str | None, codec: Codec | None, level: int, archive_id: str | None = None,
+    any_: bool = False, further: Sequence[str] = (),
 ) -> Iterator[Base]:  # fmt: skip
     """The archive whose frames may be used.
 
@@ -99,6 +99,9 @@ def open_base(
     DamagedArchive, NewerFormat, HostileArchive : `path` is no archive of fastpack's.
     WrongBase : it does not have `archive_id`.
     """
+    if codec is None:  # a format without frames to use again
+        yield Base(None)
+        return
     chosen = path or output
     with ExitStack() as stack:
         archive, warnings = None, []

@@ -8,16 +8,15 @@ import operator
 import os
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastpack import container, digest
 from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
-from fastpack.codec import Codec
 from fastpack.model import Kind
 from fastpack.native import batch, kernel
 from fastpack.parallel import Scratch
@@ -26,11 +25,27 @@ from fastpack.reading import changed, open_folder, open_source, read_many
 from fastpack.stat_table import AS_ON_DISK, Known, StatTable
 
 
+class PlainFrame(NamedTuple):
+    """A frame of the tar stream, and where its members' data lie in it."""
+
+    members: Sequence[Planned]
+    mtimes: Sequence[int]  # of the members that begin here, in seconds
+    starts: Sequence[int]
+    stops: Sequence[int]
+    at: int  # of its data in the one member, for a piece of a large file
+    plain: memoryview
+
+
+#: A frame -> as it is written, and what the format has to remember of it.
+Encode = Callable[[PlainFrame], tuple[bytes | memoryview, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """A frame ready to be written, and what was learnt of the members in it, in columns."""
 
     packed: bytes | memoryview
+    rows: Any  # what the format has to remember of it
     packed_digest: bytes
     reused: bool  # whether base or cache had it
     plain_bytes: int
@@ -55,19 +70,19 @@ class _Layout(NamedTuple):
 
 @contextmanager
 def builder(
-    plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None,
-    table: StatTable,
-) -> Iterator[Builder]:  # fmt: skip
+    plan: Plan, encode: Encode, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None, table: StatTable
+) -> Iterator[Builder]:
     """What builds a plan's frames.
 
     Parameters
     ----------
+    encode : brings a frame into the archive's format; called by several threads.
     prefixes : those that a ``.pyc`` may name.
     base, cache : frames to use again.
     table : what is known of files without reading them.
     """
     with open_folder(plan.environment.prefix) as folder:
-        yield Builder(plan, codec, level, prefixes, base, cache, table, folder)
+        yield Builder(plan, encode, prefixes, base, cache, table, folder)
 
 
 class Builder:
@@ -78,12 +93,11 @@ class Builder:
     """
 
     def __init__(
-        self, plan: Plan, codec: Codec, level: int, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None,
+        self, plan: Plan, encode: Encode, prefixes: tuple[bytes, ...], base: Base, cache: Cache | None,
         table: StatTable, folder: int,
     ) -> None:  # fmt: skip
         self._plan = plan
-        self._codec = codec
-        self._level = level
+        self._encode = encode
         self._prefixes = prefixes
         self._base = base
         self._cache = cache
@@ -128,13 +142,18 @@ class Builder:
             plain[start : start + len(header)] = header
         name = digest.frame_digest(itertools.chain.from_iterable(zip(headers, slices, strict=True)))
         stored = self._stored(name, len(plain))
+        rows = None
         if stored is None:
-            packed = self._codec.compress(plain, self._level)
+            packed, rows = self._encode(PlainFrame(members, mtimes, layout.starts, layout.stops, frame.start, plain))
             packed_digest = digest.blake(packed)
             if self._cache is not None:
                 self._cache.keep(name, packed, packed_digest)
+            stored = packed, packed_digest
+            reused = False
+        else:
+            reused = True
         return Built(
-            *(stored or (packed, packed_digest)), stored is not None, len(plain), name, sum(map(len, pieces)), True,
+            stored[0], rows, stored[1], reused, len(plain), name, sum(map(len, pieces)), True,
             slices, mtimes, self._naming(members, layout, plain),
         )  # fmt: skip
 
@@ -167,7 +186,8 @@ class Builder:
             return None
         n_bytes = sum(map(operator.sub, layout.stops, layout.starts))
         return Built(
-            *stored, True, layout.end, name, n_bytes, False, slices, mtimes, [row.naming for row in rows]
+            stored[0], None, stored[1], True, layout.end, name, n_bytes, False, slices, mtimes,
+            [row.naming for row in rows],
         )  # fmt: skip
 
     def _known(self, member: Planned) -> Known | None:

@@ -85,14 +85,24 @@ _ignore_requirements = click.option(
 @click.option("--name", "-n", metavar="NAME", help="The environment's name.")
 @click.option("--output", "-o", metavar="FILE", help="The archive (default: NAME.tar.zst here); - for standard output.")
 @click.option(
-    "--format", "format_", default="infer", metavar="FORMAT", help="tar.zst, tar.gz or tar; else by the name."
-)
+    "--format", "format_", default="infer", metavar="FORMAT",
+    help="tar.zst, tar.gz, tar.bz2, tar.xz, tar, zip, parcel, squashfs or no-archive (a directory); else by the name.",
+)  # fmt: skip
 @click.option(
-    "--compress-level", type=int, metavar="N", help="zstd 1-22 (default: by the data, about 3), gzip 0-9 (default 4)."
-)
+    "--compress-level", type=int, metavar="N",
+    help="zstd 1-22 (default: by the data, about 3), gzip, zip, squashfs 0-9 (4), bzip2 1-9 (9), xz 0-9 (6).",
+)  # fmt: skip
 @_threads
 @click.option("--arcroot", default="", metavar="DIR", help="A directory to put before every name in the archive.")
-@click.option("--dest-prefix", metavar="DIR", help="Place everything for this prefix; leaves out bin/conda-unpack.")
+@click.option(
+    "--dest-prefix", "-d", metavar="DIR", help="Place everything for this prefix; leaves out bin/conda-unpack."
+)
+@click.option("--parcel-root", metavar="DIR", help="Where parcels lie on the cluster (/opt/cloudera/parcels).")
+@click.option("--parcel-name", metavar="NAME", help="The parcel's name, without dashes (default: the environment's).")
+@click.option("--parcel-version", metavar="VERSION", help="The parcel's version (default: today, as YYYY.MM.DD).")
+@click.option("--parcel-distro", metavar="DISTRO", help="The parcel's distribution, without dashes (el7).")
+@click.option("--zip-symlinks", is_flag=True, help="Store links in a zip file, not copies of what they lead to.")
+@click.option("--no-zip-64", is_flag=True, help="Refuse what needs ZIP64 extensions.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files that match; * matches / too.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Take back excluded files; in the order given.")
 @click.option("--force", "-f", is_flag=True, help="Replace an output that is there; it is the base if none is named.")
@@ -118,7 +128,9 @@ def pack(
     include: tuple[str, ...], force: bool, base: str | None, base_id: str | None, reuse_any: bool,
     cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
     verify_source: bool, verify_content: bool, prefix_is_unique: bool, pad: tuple[str, ...],
-    external_links: str | None, strict: bool, quiet: bool, as_json: bool,
+    external_links: str | None, strict: bool, parcel_root: str | None, parcel_name: str | None,
+    parcel_version: str | None, parcel_distro: str | None, zip_symlinks: bool, no_zip_64: bool, quiet: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Pack an environment into one archive."""
     console = Console("pack", quiet, as_json, json_to_stderr=output == "-")
@@ -144,6 +156,8 @@ def pack(
             verify_content=verify_content,
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
             base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
+            zip_symlinks=zip_symlinks, zip_64=not no_zip_64, parcel_root=parcel_root, parcel_name=parcel_name,
+            parcel_version=parcel_version, parcel_distro=parcel_distro,
         )  # fmt: skip
         if len(environments) > 1:
             return packing.pack_many(environments, options, console.progress)

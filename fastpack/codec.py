@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import zstandard
 
-from fastpack.errors import DamagedArchive, UsageError
+from fastpack.errors import DamagedArchive
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -167,6 +167,44 @@ def _vectors() -> str:
     return next((name for name in _VECTORS if name in flags), platform.machine())
 
 
+class Bzip2:
+    name = "tar.bz2"
+    suffix = ".tar.bz2"
+    default_level = 9
+    levels = range(1, 10)
+
+    def compress(self, data: Buffer, level: int) -> bytes:
+        """A bzip2 stream of its own: any number of them in a row are one file."""
+        import bz2  # noqa: PLC0415 (this format alone)
+
+        return bz2.compress(data, level)
+
+    def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
+        raise NotImplementedError("its frames are not found again: it is read as a stream")
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+
+class Xz:
+    name = "tar.xz"
+    suffix = ".tar.xz"
+    default_level = 6
+    levels = range(10)
+
+    def compress(self, data: Buffer, level: int) -> bytes:
+        """An xz stream of its own: any number of them in a row are one file."""
+        import lzma  # noqa: PLC0415 (this format alone)
+
+        return lzma.compress(data, preset=level)
+
+    def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
+        raise NotImplementedError("its frames are not found again: it is read as a stream")
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+
 class Uncompressed:
     name = "tar"
     suffix = ".tar"
@@ -185,31 +223,15 @@ class Uncompressed:
         return {}
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Zstd(), Gzip(), Uncompressed())}
-_ALIASES = {"tzst": "tar.zst", "tgz": "tar.gz"}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Zstd(), Gzip(), Uncompressed(), Bzip2(), Xz())}
 
 
 def by_name(name: str) -> Codec:
-    """The codec of a format's name, such as ``tar.zst`` or ``tgz``; UsageError for one we do not know."""
-    codec = CODECS.get(_ALIASES.get(name, name))
-    if codec is None:
-        raise UsageError(
-            f"unknown format {name!r}", expected=", ".join([*CODECS, *_ALIASES]), hint="choose one with --format"
-        )
+    """The codec that a delta names; DamagedArchive for one whose frames are not found again."""
+    codec = CODECS.get(name)
+    if codec is None or name not in ("tar.zst", "tar.gz", "tar"):
+        raise DamagedArchive("made of an archive of an unknown format", found=repr(name))
     return codec
-
-
-def by_file_name(path: str) -> Codec:
-    """The codec that a file's name asks for; UsageError if it ends in none we know."""
-    for name in (*CODECS, *_ALIASES):
-        if path.endswith("." + name):
-            return by_name(name)
-    raise UsageError(
-        "the output's name does not tell the format",
-        path=path,
-        expected=", ".join("." + name for name in CODECS),
-        hint="name it so, or choose with --format",
-    )
 
 
 def by_magic(head: bytes) -> Codec | None:

@@ -17,6 +17,7 @@ import subprocess
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable
@@ -90,7 +91,7 @@ class Environment:
     warnings: tuple[Warned, ...] = ()
 
     @classmethod
-    def from_prefix(cls, prefix: str) -> Environment:
+    def from_prefix(cls, prefix: str) -> Self:
         """Read the environment at a directory.
 
         Raises
@@ -100,12 +101,12 @@ class Environment:
         return _read(cls, os.path.abspath(prefix))
 
     @classmethod
-    def from_name(cls, name: str) -> Environment:
+    def from_name(cls, name: str) -> Self:
         """Read the environment of a name: see `prefix_of_name`."""
         return cls.from_prefix(prefix_of_name(name))
 
     @classmethod
-    def from_default(cls) -> Environment:
+    def from_default(cls) -> Self:
         """Read the active environment (CONDA_PREFIX)."""
         prefix = os.environ.get("CONDA_PREFIX")
         if not prefix:
@@ -119,11 +120,11 @@ class Environment:
         """The last part of the real prefix."""
         return os.path.basename(os.path.realpath(self.prefix))
 
-    def exclude(self, pattern: str) -> Environment:
+    def exclude(self, pattern: str) -> Self:
         """The same environment without the files that match a shell pattern (``*`` also matches ``/``)."""
         return replace(self, filters=(*self.filters, ("exclude", pattern)))
 
-    def include(self, pattern: str) -> Environment:
+    def include(self, pattern: str) -> Self:
         """The same environment with the excluded files that match a shell pattern taken back."""
         return replace(self, filters=(*self.filters, ("include", pattern)))
 
@@ -239,7 +240,10 @@ def _ask_clients() -> list[str]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(cls: type[Environment], prefix: str) -> Environment:
+_E = TypeVar("_E", bound=Environment)
+
+
+def _read(cls: type[_E], prefix: str) -> _E:
     if not os.path.isdir(prefix):
         what = "no such directory" if not os.path.lexists(prefix) else "not a directory"
         raise EnvironmentNotFound(what, path=prefix, hint="give the directory of an environment")

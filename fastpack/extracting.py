@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -210,7 +210,7 @@ def extractor(
     threads: int,
 ) -> Iterator[Extractor]:  # fmt: skip
     """An `Extractor` into a directory, which is made ready for it."""
-    _make_directories(root, manifest.members, threads)
+    make_directories(root, [m.path for m in manifest.members if m.kind is Kind.DIRECTORY], threads)
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield Extractor(reader, manifest, folder, root, prefix, relocated, threads)
@@ -260,7 +260,7 @@ def write_manifest(root: str, data: bytes, archive_id: str) -> None:
     os.utime(path, (mtime, mtime))
 
 
-def _make_directories(root: str, members: Sequence[Member], threads: int) -> None:
+def make_directories(root: str, paths: Iterable[str], threads: int) -> None:
     """Those of one depth side by side: making 6,300 of them took 1.6 s of 24."""
 
     def make(path: str) -> None:
@@ -271,10 +271,8 @@ def _make_directories(root: str, members: Sequence[Member], threads: int) -> Non
                 raise
 
     depths: dict[int, dict[str, list[str]]] = {}
-    for member in members:
-        if member.kind is Kind.DIRECTORY:
-            path = member.path
-            depths.setdefault(path.count("/"), {}).setdefault(path.rpartition("/")[0], []).append(path)
+    for path in paths:
+        depths.setdefault(path.count("/"), {}).setdefault(path.rpartition("/")[0], []).append(path)
     for _, parents in sorted(depths.items()):
         for _ in side_by_side(make, parents.values(), min(threads, len(parents))):
             pass

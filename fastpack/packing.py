@@ -7,23 +7,21 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
-from fastpack import container, digest
-from fastpack._place_py import ascii_only, check_pad, content_mtime
+from fastpack import digest
+from fastpack import parcel as parcels
+from fastpack._place_py import ascii_only, check_pad
 from fastpack._version import VERSION
 from fastpack.base import Groups, by_group, compare, open_base
 from fastpack.building import Builder, Built, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
-from fastpack.codec import Codec, by_file_name, by_name
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examine import Examination, examine
-from fastpack.frames import Locator, trailer
-from fastpack.fs import check_relative, explain_os_error, new_file
-from fastpack.manifest import MANIFEST, Frame, Manifest, Member
+from fastpack.formats import Encoded, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
+from fastpack.fs import check_relative, explain_os_error
+from fastpack.manifest import Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.plan import Plan, Planned, make_plan
@@ -62,6 +60,12 @@ class Options:
     cache: str | None = None
     cache_bytes: int = DEFAULT_BYTES
     further: tuple[str, ...] = ()
+    zip_symlinks: bool = False
+    zip_64: bool = True
+    parcel_name: str | None = None
+    parcel_version: str | None = None
+    parcel_distro: str | None = None
+    parcel_root: str | None = None
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -75,9 +79,9 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     FastpackError : see errors.py; nothing is left behind.
     """
     started = time.monotonic()
-    codec, output = _output(env, options)
-    done = _pack(env, options, codec, output, output, progress)
-    return _report(done, codec, output, time.monotonic() - started)
+    format_, output = _output(env, options)
+    done = _pack(env, options, format_, output, output, progress)
+    return _report(done, format_, output, time.monotonic() - started)
 
 
 def pack_many(environments: Sequence[Environment], options: Options, progress: Progress = silent) -> PackManyReport:
@@ -99,16 +103,16 @@ def pack_many(environments: Sequence[Environment], options: Options, progress: P
     folder = options.output
     if folder is None or folder == "-":
         raise UsageError("several environments are packed into a directory", found=folder, hint="give one with -o DIR/")
-    codec = by_name("tar.zst" if options.format in ("infer", "") else options.format)
+    format_ = by_name("tar.zst" if options.format in ("infer", "") else options.format)
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     reports: list[PackReport] = []
     for env in environments:
-        output = os.path.join(folder, env.name + codec.suffix)
-        made = tuple(report.output for report in reports)
-        one = replace(options, output=output, format=codec.name, further=made)
+        output = os.path.join(folder, env.name + format_.suffix)
+        made = tuple(report.output for report in reports) if format_.codec is not None else ()
+        one = replace(options, output=output, format=format_.name, further=made)
         reports.append(pack(env, one, progress))
     return PackManyReport(tuple(reports))
 
@@ -128,7 +132,7 @@ def manifest_of(env: Environment, like: Archive, progress: Progress = silent) ->
         arcroot=header["arcroot"], dest_prefix=header["dest_prefix"], strict=header["strict"],
         pad=tuple(header["pad"]), ignore_missing_files=True, ignore_editable_packages=True, base=like.path,
     )  # fmt: skip
-    written = _pack(env, options, like.codec, None, os.devnull, progress).written
+    written = _pack(env, options, by_name(like.codec.name), None, os.devnull, progress).written
     return written.manifest, written.archive_id, written.tail_bytes
 
 
@@ -145,31 +149,36 @@ class _Packed:
 
 
 def _pack(
-    env: Environment, options: Options, codec: Codec, replaced: str | None, output: str, progress: Progress
+    env: Environment, options: Options, format_: Format, replaced: str | None, output: str, progress: Progress
 ) -> _Packed:
     """Everything but the report. `replaced` is what may be the base if none is named; `output` what is opened."""
     keep_memory()
-    level = codec.default_level if options.compress_level is None else options.compress_level
-    if options.compress_level is not None and level not in codec.levels:
+    level = format_.default_level if options.compress_level is None else options.compress_level
+    if options.compress_level is not None and level not in format_.levels:
         raise UsageError(
-            f"no such compression level for {codec.name}",
-            expected=f"{codec.levels.start} to {codec.levels.stop - 1}",
+            f"no such compression level for {format_.name}",
+            expected=f"{format_.levels.start} to {format_.levels.stop - 1}",
             found=level,
         )
+    format_.check()
     threads = options.n_threads if options.n_threads > 0 else default_threads()
-    examination, plan = _plan(env, options, threads, progress)
+    examination, plan = _plan(env, options, format_, threads, progress)
     replaced = replaced if options.force and replaced != "-" else None
-    cache = None if options.cache is None else Cache(options.cache, options.cache_bytes, codec, level)
+    codec = format_.codec
+    if codec is None and (options.base or options.base_id):
+        raise UsageError("no frames are used again in this format", found=format_.name, hint="choose tar.zst or tar.gz")
+    cache = None if options.cache is None or codec is None else Cache(options.cache, options.cache_bytes, codec, level)
     with open_base(
         options.base, replaced, codec, level, options.base_id, options.reuse_any, options.further
     ) as base:  # fmt: skip
         everything = options.verify_content or options.verify_source
         table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
+        job = Job(plan, output, options.force, level, threads, options.zip_64, format_.has_frames)
         with (
-            builder(plan, codec, level, examination.prefixes.plain, base, cache, table) as built,
-            _opened(output, options.force) as out,
+            format_.open(job) as writer,
+            builder(plan, writer.encode, examination.prefixes.plain, base, cache, table) as frames,
         ):
-            written = _write(plan, built, table, codec, level, threads, out, progress)
+            written = _write(job, _header(plan, format_, level), frames, writer, table, progress)
         table.save()
         if cache is not None:
             cache.trim()
@@ -177,11 +186,14 @@ def _pack(
         return _Packed(plan, examination, written, base.path, base.groups(), warnings)
 
 
-def _plan(env: Environment, options: Options, threads: int, progress: Progress) -> tuple[Examination, Plan]:
-    arcroot = options.arcroot.strip("/")
+def _plan(
+    env: Environment, options: Options, format_: Format, threads: int, progress: Progress
+) -> tuple[Examination, Plan]:
+    parcel = _parcel(env, options, format_)
+    arcroot = options.arcroot.strip("/") if parcel is None else parcel.directory
     if arcroot and (why := check_relative(arcroot)):
         raise UsageError(f"--arcroot has {why}", found=options.arcroot)
-    dest_prefix = _check_destination(options.dest_prefix)
+    dest_prefix = _check_destination(options.dest_prefix if parcel is None else parcel.prefix)
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     total = sum(file.n_bytes for file in env)
@@ -210,6 +222,9 @@ def _plan(env: Environment, options: Options, threads: int, progress: Progress) 
         external_links=options.external_links,
         ignore_missing=options.ignore_missing_files,
         ignore_editable=options.ignore_editable_packages,
+        hard_links=format_.hard_links,
+        symbolic_links=format_.symbolic_links,
+        parcel=parcel,
     )
     not_relocated = [member for member in plan.members if member.not_relocated]
     if options.strict and not_relocated:
@@ -224,25 +239,46 @@ def _plan(env: Environment, options: Options, threads: int, progress: Progress) 
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _output(env: Environment, options: Options) -> tuple[Codec, str]:
+def _output(env: Environment, options: Options) -> tuple[Format, str]:
     output = options.output
     if options.format not in ("infer", ""):
-        codec = by_name(options.format)
+        format_ = by_name(options.format)
+        # As conda-pack has it: what is called a parcel is one.
+        if output is not None and output.endswith(".parcel") and format_.name != "parcel":
+            if format_.name != "tar.gz":
+                raise UsageError("a parcel is a tar.gz", path=output, found=format_.name, hint="--format parcel")
+            format_ = by_name("parcel")
     elif output is None or output == "-":
-        codec = by_name("tar.zst")
+        format_ = by_name("tar.zst")
     else:
-        codec = by_file_name(output)
+        format_ = by_file_name(output)
     if output is None:
-        output = env.name + codec.suffix
+        parcel = _parcel(env, options, format_)
+        output = env.name + format_.suffix if parcel is None else parcel.file_name
+    if options.zip_symlinks and isinstance(format_, Zip):
+        format_ = Zip(symbolic_links=True)
     if output == "-":
-        return codec, output
+        return format_, output
     output = os.path.abspath(output)
     inside = [os.path.realpath(env.prefix), env.prefix]
     if any((os.path.realpath(os.path.dirname(output)) + "/").startswith(prefix + "/") for prefix in inside):
         raise UsageError("the output would lie in the environment itself", path=output, hint="write it elsewhere")
     if not os.path.isdir(os.path.dirname(output)):
         raise UsageError("the output's directory is not there", path=os.path.dirname(output), hint="make it first")
-    return codec, output
+    return format_, output
+
+
+def _parcel(env: Environment, options: Options, format_: Format) -> parcels.Parcel | None:
+    """What the environment is called as a parcel; None for another format."""
+    given = (options.parcel_name, options.parcel_version, options.parcel_distro, options.parcel_root)
+    if not isinstance(format_, Parcel):
+        if any(given):
+            raise UsageError("--parcel-name and the like are for parcels", found=format_.name, hint="--format parcel")
+        return None
+    if options.arcroot or options.dest_prefix:
+        raise UsageError("a parcel's place follows from its name and version, not from --arcroot or --dest-prefix",
+                         hint="choose it with --parcel-root, --parcel-name and --parcel-version")  # fmt: skip
+    return parcels.make(env.name, *given)
 
 
 def _check_destination(dest_prefix: str | None) -> str | None:
@@ -251,29 +287,6 @@ def _check_destination(dest_prefix: str | None) -> str | None:
     if not dest_prefix.startswith("/") or "\n" in dest_prefix or not dest_prefix.strip("/"):
         raise UsageError("--dest-prefix is no absolute path below /", found=dest_prefix)
     return os.path.normpath(dest_prefix)
-
-
-@contextmanager
-def _opened(output: str, force: bool) -> Iterator[BinaryIO]:
-    if output == os.devnull:
-        with open(output, "wb") as nowhere:
-            yield nowhere
-        return
-    if output == "-":
-        try:
-            stdout: BinaryIO = os.fdopen(os.dup(1), "wb")
-        except OSError as error:
-            raise explain_os_error(error, "standard output") from None
-        try:
-            yield stdout
-        finally:
-            try:
-                stdout.close()
-            except OSError:
-                pass  # what could not be written was said when it was flushed
-        return
-    with new_file(output, force) as out:
-        yield out
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -296,10 +309,10 @@ class _Written:
 
 
 def _write(
-    plan: Plan, builder: Builder, table: StatTable, codec: Codec, level: int, threads: int, out: BinaryIO,
-    progress: Progress,
-) -> _Written:  # fmt: skip
+    job: Job, header: dict[str, object], builder: Builder, writer: Writer, table: StatTable, progress: Progress
+) -> _Written:
     """Write the archive: frames in order, then the manifest and what leads to it."""
+    plan = job.plan
     frames: list[Frame] = []
     members: list[Member] = []
     groups = list(dict.fromkeys(member.group for member in plan.members))
@@ -310,10 +323,13 @@ def _write(
     work = dict.fromkeys(("read", "hashed", "compressed", "reused", "copied"), 0)
     total = plan.source_bytes
     try:
-        for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, threads), strict=True):
-            out.write(built.packed)
-            frames.append(Frame(offset, len(built.packed), built.plain_bytes, built.digest, built.packed_digest))
-            offset += len(built.packed)
+        for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, job.threads), strict=True):
+            writer.write(Encoded(built.packed, built.rows))
+            frame = Frame(offset, len(built.packed), built.plain_bytes, built.digest, built.packed_digest)
+            if not job.has_frames:  # the manifest then has those of the tar stream that there would be
+                frame = Frame(offset, built.plain_bytes, built.plain_bytes, built.digest, built.digest)
+            frames.append(frame)
+            offset += frame.packed_bytes
             here = plan.members[planned.first : planned.last]
             if planned.start == 0:
                 mtimes, slices = built.mtimes, b""
@@ -332,33 +348,16 @@ def _write(
             work["copied"] += len(built.packed) if built.reused else 0
             n_naming += sum(built.naming)
             progress("pack", done, total, str(planned.group))
-        end_of_frames = offset
-        stated = Manifest(_header(plan, codec, level), plan.packages, tuple(groups), tuple(frames), tuple(members),
-                          plan.left_out)  # fmt: skip
-        manifest = stated.to_bytes()
-        archive_id = digest.blake(manifest)
-        own = Member(Kind.FILE, MANIFEST, 0o644, content_mtime(archive_id), len(manifest))
-        sizes = [(frame.packed_bytes, frame.plain_bytes) for frame in frames]
-        locator = None
-        for plain in (own.header(plan.arcroot), manifest, bytes(container.padding(len(manifest))) + container.END):
-            packed = codec.compress(plain, level)
-            out.write(packed)
-            if plain is manifest:
-                locator = Locator(MANIFEST_FORMAT, offset, len(packed), len(plain), archive_id)
-            sizes.append((len(packed), len(plain)))
-            offset += len(packed)
-        assert locator is not None
-        end = trailer(codec, locator, sizes)
-        out.write(end)
-        out.flush()
+        stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), tuple(members), plan.left_out)
+        stated = replace(stated, raw=stated.to_bytes())
+        archive_id = digest.blake(stated.raw)
+        tail_bytes = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        name = getattr(out, "name", None)
-        raise explain_os_error(error, name if isinstance(name, str) else "standard output") from None
+        raise explain_os_error(error, "standard output" if job.output == "-" else job.output) from None
     frame_groups = [planned.group for planned in plan.frames]
-    size = offset + len(end)
-    return _Written(archive_id.hex(), size, size - end_of_frames, stated, frame_groups, n_naming, work)
+    return _Written(archive_id.hex(), offset + tail_bytes, tail_bytes, stated, frame_groups, n_naming, work)
 
 
 def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], group: int) -> Iterator[Member]:
@@ -384,13 +383,13 @@ def _learn(
                 table.learn(member.source, key, Known(mtime, naming, found))
 
 
-def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
+def _header(plan: Plan, format_: Format, level: int) -> dict[str, object]:
     return {
         "format": MANIFEST_FORMAT,
         "fastpack": VERSION,
-        "codec": codec.name,
+        "codec": format_.name,
         "level": level,
-        "libraries": codec.versions(),
+        "libraries": format_.versions(),
         "arcroot": plan.arcroot,
         "dest_prefix": plan.dest_prefix,
         "longest_prefix": plan.longest_prefix,
@@ -403,7 +402,7 @@ def _header(plan: Plan, codec: Codec, level: int) -> dict[str, object]:
     }
 
 
-def _report(done: _Packed, codec: Codec, output: str, elapsed: float) -> PackReport:
+def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> PackReport:
     plan, examination, written = done.plan, done.examination, done.written
     members, n_naming = written.manifest.members, written.n_naming
     kinds = Counter(member.kind for member in members)
@@ -418,7 +417,7 @@ def _report(done: _Packed, codec: Codec, output: str, elapsed: float) -> PackRep
     return PackReport(
         prefix=plan.environment.prefix,
         output=output,
-        format=codec.name,
+        format=format_.name,
         archive_id=written.archive_id,
         n_files=kinds[Kind.FILE],
         n_directories=kinds[Kind.DIRECTORY],
@@ -429,7 +428,7 @@ def _report(done: _Packed, codec: Codec, output: str, elapsed: float) -> PackRep
         n_frames=len(written.manifest.frames),
         n_packages=len(plan.packages),
         source_bytes=sum(file.n_bytes for file in plan.environment if file.kind is Kind.FILE),
-        archive_bytes=written.archive_bytes,
+        archive_bytes=os.stat(output).st_size if os.path.isfile(output) else written.archive_bytes,
         base=done.base,
         groups=compare(done.base_groups, written.groups()),
         work=written.work,

@@ -35,10 +35,11 @@ from fastpack._version import VERSION
 from fastpack.environment import REST, Environment, source_of_pyc
 from fastpack.errors import Unrelocatable
 from fastpack.examine import UNTOUCHED, Examination, PycAction
-from fastpack.fs import archive_mode
+from fastpack.fs import archive_mode, resolve
 from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.model import GROUP_ORDER, MANIFEST_FORMAT, PLACEHOLDER, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
+from fastpack.parcel import Parcel
 from fastpack.reading import open_source
 from fastpack.relocation import (
     AS_IT_IS,
@@ -143,8 +144,16 @@ def make_plan(
     external_links: str = "warn",
     ignore_missing: bool = False,
     ignore_editable: bool = False,
+    hard_links: bool = True,
+    symbolic_links: bool = True,
+    parcel: Parcel | None = None,
 ) -> Plan:
     """Decide everything about an archive. The options are those of `pack`.
+
+    Parameters
+    ----------
+    hard_links, symbolic_links : whether the format can hold them; copies stand for what it cannot.
+    parcel : carry its files in place of our scripts.
 
     Raises
     ------
@@ -173,6 +182,8 @@ def make_plan(
             members.append(_plan_link(env, path, targets[path], path in external))
         elif file.kind is Kind.FILE:
             members.append(_plan_file(env, file, examination, modes[file.mode], pad))
+    if not symbolic_links:
+        members = _follow_links(members)
     special_bits = sum(bool(m.source.mode & 0o7000) for m in members if m.source is not None)
     for record, entry in env.missing:
         left_out[entry.path] = "excluded" if entry.path in excluded else f"missing, of {record.name}"
@@ -195,11 +206,13 @@ def make_plan(
         members, placed = _place_members(env, members, os.fsencode(dest_prefix), threads)
 
     requires = _requirements(env, members, threads)
-    generated = _generated(env, dest_prefix, requires, {member.path for member in members})
-    members = _link_identical(env, members, threads)
+    made = None if parcel is None else parcel.members(_packages(env))
+    generated = _generated(env, dest_prefix, requires, {member.path for member in members}, made)
+    if hard_links:
+        members = _link_identical(env, members, threads)
     members += generated
     members = _in_order(members)
-    packages = tuple({"name": record.name, "version": record.version, "build": record.build} for record in env.records)
+    packages = _packages(env)
     pack_json = {
         "format": MANIFEST_FORMAT,
         "fastpack": VERSION,
@@ -281,6 +294,51 @@ def _plan_file(env: Environment, file: DiskFile, examination: Examination, mode:
     )
 
 
+def _follow_links(members: Sequence[Planned]) -> list[Planned]:
+    """Copies in place of symbolic links, for a format without them: of a file, or of all that a directory holds.
+
+    Raises
+    ------
+    Unrelocatable : a link that leads nowhere, out of the environment, or to a directory that holds it.
+    """
+    links = {member.path: member.target for member in members if member.kind is Kind.LINK}
+    files = {member.path: member for member in members if member.kind is Kind.FILE}
+    below: dict[str, list[str]] = {}
+    for path in (*files, *links):
+        parent = os.path.dirname(path)
+        while parent:
+            below.setdefault(parent, []).append(path)
+            parent = os.path.dirname(parent)
+
+    def copies(path: str, end: str | None, seen: tuple[str, ...]) -> Iterator[Planned]:
+        if end in files:
+            yield files[end]._replace(path=path)
+            return
+        inside = end is not None and (end in seen or f"{path}/".startswith(f"{end}/") or not end)
+        if end is None or end not in below or inside:
+            why = "leads out of the environment" if end is None else "leads to nothing that is packed"
+            why = "leads to a directory that it lies in" if inside else why
+            raise Unrelocatable(
+                f"a link {why}, and this format holds no links",
+                path=path, hint="--zip-symlinks stores links, or leave it out with --exclude",
+            )  # fmt: skip
+        for inner in below[end]:
+            place = path + inner[len(end) :]
+            if inner in links:
+                yield from copies(place, resolve(inner, links[inner], links), (*seen, end))
+            else:
+                yield files[inner]._replace(path=place)
+
+    followed: dict[str, Planned] = {}
+    for member in members:
+        if member.kind is not Kind.LINK:
+            followed[member.path] = member
+            continue
+        for copy in copies(member.path, resolve(member.path, member.target, links), ()):
+            followed.setdefault(copy.path, copy._replace(group=member.group))
+    return list(followed.values())
+
+
 def _longest_prefix(relocated: Sequence[RelocatedFile], strict: bool) -> tuple[int | None, str | None]:
     """The longest prefix that fits, in bytes, and the file that limits it; with `strict`, of unmanaged files too."""
     limits = []
@@ -318,9 +376,17 @@ def _content(path: str, content: bytes, mode: int) -> Planned:
     return Planned(Kind.FILE, path, mode, FASTPACK, n_bytes=len(content), content=content)
 
 
-def _generated(env: Environment, dest_prefix: str | None, requires: dict[str, str], taken: set[str]) -> list[Planned]:
-    """Our own scripts, never in place of a managed file of that name."""
-    made = [_content(path, text, 0o644) for path, text in activate.activation_scripts().items()]
+def _packages(env: Environment) -> tuple[dict[str, str], ...]:
+    return tuple({"name": record.name, "version": record.version, "build": record.build} for record in env.records)
+
+
+def _generated(
+    env: Environment, dest_prefix: str | None, requires: dict[str, str], taken: set[str],
+    instead: Mapping[str, bytes] | None,
+) -> list[Planned]:  # fmt: skip
+    """Our own scripts, or what stands `instead` of them; never in place of a managed file of that name."""
+    scripts = activate.activation_scripts() if instead is None else instead
+    made = [_content(path, text, 0o644) for path, text in scripts.items()]
     if dest_prefix is None:
         made.append(_content(activate.CONDA_UNPACK, activate.conda_unpack(requires), 0o755))
     else:

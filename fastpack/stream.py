@@ -152,7 +152,7 @@ def extract_stream(
     if not raw.head:
         raise DamagedArchive("the archive is empty", path=archive)
     if raw.head.startswith(b"PK\x03\x04"):
-        return _extract_zip(descriptor, archive, where, progress)
+        return _extract_zip(descriptor, archive, where, check_head, progress)
     codec = by_magic(raw.head)
     source: BinaryIO
     if codec is not None:
@@ -315,7 +315,7 @@ def _extract(
         content: bytes | None = None
         if writer is None:
             ours = info.name == PACK_JSON or info.name.endswith("/" + PACK_JSON)
-            if ours and archive != "-":
+            if ours and archive != "-" and by_magic(raw.head) is not None:
                 raise DamagedArchive(
                     "the archive is damaged at its end: fastpack made it, and its manifest is not to be found",
                     path=archive,
@@ -344,19 +344,34 @@ def _extract(
     return writer.result
 
 
-def _extract_zip(descriptor: int, archive: str, where: Destination, progress: Progress) -> Streamed:
-    """conda-pack's zip files: never ours. Links are kept for the end, as everywhere."""
+def _extract_zip(
+    descriptor: int,
+    archive: str,
+    where: Destination,
+    check_head: Callable[[dict[str, Any]], list[Warned]],
+    progress: Progress,
+) -> Streamed:
+    """A zip file, ours or conda-pack's. Links are kept for the end, as everywhere."""
     if archive == "-":
         raise DamagedArchive("a zip file cannot be read from a pipe", path=archive, hint="give it as a file")
-    writer = _Writer(where.root, False)
     done = 0
     try:
         with os.fdopen(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive_file:
+            arcroot, mtimes, writer = _open_zip(archive_file, where.root, check_head)
             for member in archive_file.infolist():
-                info = tarfile.TarInfo(member.filename)
+                name = member.filename
+                if writer.ours and not member.flag_bits & 0x800 and not name.isascii():
+                    name = os.fsdecode(name.encode("cp437"))  # no UTF-8: its bytes, as zipfile read them
+                if not name.startswith(arcroot):
+                    raise HostileArchive("a member lies outside of the archive's root", path=name)
+                info = tarfile.TarInfo(name[len(arcroot) :].rstrip("/" if writer.ours else ""))
                 mode = member.external_attr >> 16
                 info.size, info.mode = member.file_size, mode & 0o777 or (0o755 if member.is_dir() else 0o644)
-                info.mtime = int(time.mktime((*member.date_time, 0, 0, -1)))  # zip keeps local time
+                # zip keeps local time, and of ours every second one of UTC
+                known = mtimes.get(info.name)
+                info.mtime = int(time.mktime((*member.date_time, 0, 0, -1))) if known is None else known
+                if member.is_dir():
+                    info.type = tarfile.DIRTYPE
                 path = writer.name(info)
                 if path is None:
                     continue
@@ -381,7 +396,31 @@ def _extract_zip(descriptor: int, archive: str, where: Destination, progress: Pr
         if error.errno is None:  # bz2 raises a bare OSError for bad data
             raise DamagedArchive(f"the zip file cannot be read to its end ({error})", path=archive) from None
         raise
+    if writer.ours:
+        _check_against_manifest(writer, archive)
     return writer.result
+
+
+def _open_zip(
+    archive: zipfile.ZipFile, root: str, check_head: Callable[[dict[str, Any]], list[Warned]]
+) -> tuple[str, dict[str, int], _Writer]:
+    """(arcroot with its slash, mtimes by the manifest, what writes its members); of another's file nothing is known."""
+    heads = [name for name in archive.namelist()[:1] if name == PACK_JSON or name.endswith("/" + PACK_JSON)]
+    arcroot = heads[0][: -len(PACK_JSON)] if heads else ""
+    if not heads or arcroot + MANIFEST not in archive.NameToInfo:
+        return "", {}, _Writer(root, False)
+    writer = _Writer(root, True)
+    own = []
+    for name in (PACK_JSON, MANIFEST, RELOCATIONS):
+        if archive.getinfo(arcroot + name).file_size > _MAX_OWN:
+            raise DamagedArchive("the archive's own member is too large", path=name)
+        own.append(archive.read(arcroot + name))
+    writer.head = _parse_head(own[0], PACK_JSON)
+    writer.result.warnings += check_head(writer.head)
+    writer.result.manifest_bytes, writer.result.relocations = own[1:]
+    mtimes = {member.path: member.mtime for member in from_bytes(own[1]).members}
+    mtimes[MANIFEST] = content_mtime(digest.blake(own[1]))
+    return arcroot, mtimes, writer
 
 
 def _read_head(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[bytes, dict[str, Any]]:
@@ -389,13 +428,17 @@ def _read_head(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[bytes, dict
     if source is None or info.size > _MAX_HEAD:
         raise DamagedArchive("the archive's first member is broken", path=info.name)
     data = source.read()
+    return data, _parse_head(data, info.name)
+
+
+def _parse_head(data: bytes, name: str) -> dict[str, Any]:
     try:
-        head = json.loads(data)
+        head: dict[str, Any] = json.loads(data)
         check_format(head["format"])
         check_head(head)
     except BROKEN as error:
-        raise DamagedArchive(f"the archive's first member is broken ({error})", path=info.name) from None
-    return data, head
+        raise DamagedArchive(f"the archive's first member is broken ({error})", path=name) from None
+    return head
 
 
 def _extract_member(

@@ -1,0 +1,1 @@
+"""Stand-ins for other packers, under the names that their users know."""
