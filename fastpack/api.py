@@ -79,6 +79,9 @@ def pack(
     ignore_editable_packages: bool = False,
     ignore_missing_files: bool = False,
     *,
+    on_missing: str = "error",
+    on_modified: str = "warn",
+    editable: str = "error",
     verify_source: bool = False,
     verify_content: bool = False,
     prefix_is_unique: bool = False,
@@ -112,6 +115,10 @@ def pack(
     n_threads : 0 or -1 for all cores.
     filters : ``("exclude" | "include", pattern)``, applied in order.
     ignore_editable_packages, ignore_missing_files : go on where that would be an error.
+    on_missing : of packages' files that are not on disk: ``error``, ``warn`` or ``ignore``.
+    on_modified : of packages' files that were changed since: ``error``, ``warn`` or ``ignore``; they are packed as they
+        are on disk.
+    editable : of packages that are installed in place: ``error``, ``ignore`` (packed as they are) or ``drop``.
     verify_source : hold every managed file against its sha256, however large.
     verify_content : read every file, also those that have not changed since an earlier pack read them.
     prefix_is_unique : replace mentions of a prefix such as ``/usr/local`` in unmanaged files too.
@@ -145,6 +152,7 @@ def pack(
         parcel_name=parcel_name, parcel_version=parcel_version, parcel_distro=parcel_distro, verbose=verbose,
         force=force, compress_level=compress_level, n_threads=n_threads, zip_symlinks=zip_symlinks, zip_64=zip_64,
         ignore_editable_packages=ignore_editable_packages, ignore_missing_files=ignore_missing_files,
+        on_missing=on_missing, on_modified=on_modified, editable=editable,
         verify_source=verify_source, verify_content=verify_content, prefix_is_unique=prefix_is_unique, strict=strict,
         pad=pad, external_links=external_links, base=base, base_id=base_id, reuse_any=reuse_any, cache=cache,
         cache_bytes=cache_bytes,

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 
 from fastpack._place_py import RelocatedFile
 from fastpack.environment import Environment
-from fastpack.errors import EditablePackages, MissingFiles, Unrelocatable
+from fastpack.errors import EditablePackages, MissingFiles, ModifiedFiles, Unrelocatable
 from fastpack.examine import Examination, likely_cause, modified
 from fastpack.model import Kind, Warned
 
 
-def check_missing(env: Environment, excluded: frozenset[str], ignore: bool, warnings: list[Warned]) -> None:
-    """Managed files that are not on disk: refused, or said with their package and the likely cause."""
+def check_missing(env: Environment, excluded: frozenset[str], policy: str, warnings: list[Warned]) -> None:
+    """Managed files that are not on disk, with their package and the likely cause: `policy` ``error``, ``warn`` or
+    ``ignore``."""
+    if policy == "ignore":
+        return
     by_package: dict[str, list[str]] = {}
     n_pyc = 0
     for record, entry in env.missing:
@@ -31,7 +34,7 @@ def check_missing(env: Environment, excluded: frozenset[str], ignore: bool, warn
     for package, paths in sorted(by_package.items()):
         shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         lines.append(f"{package} ({causes[package]}): {shown}")
-    if ignore:
+    if policy == "warn":
         warnings.extend(Warned("missing-files", None, line) for line in lines)
         return
     raise MissingFiles(
@@ -39,40 +42,80 @@ def check_missing(env: Environment, excluded: frozenset[str], ignore: bool, warn
         path=env.prefix,
         expected="all files of its packages",
         found=f"{sum(map(len, by_package.values()))} missing",
-        hint="reinstall these packages, or go on without the files with --ignore-missing-files",
+        hint="reinstall these packages, or go on without the files with --on-missing warn",
     )
 
 
-def check_editable(env: Environment, ignore: bool, warnings: list[Warned]) -> None:
-    """Packages whose code lies outside of the environment: refused, or said."""
+def check_editable(env: Environment, policy: str, warnings: list[Warned]) -> frozenset[str]:
+    """Packages whose code lies outside of the environment: what has to be left out of the archive because of them.
+
+    Parameters
+    ----------
+    policy : ``error``; ``ignore``, packed as they are; ``drop``, left out with their scripts and metadata.
+    """
     if not env.editable:
-        return
+        return frozenset()
     found = [f"{package.name} ({package.location or package.evidence})" for package in env.editable]
-    if ignore:
+    if policy != "error":
+        left = [" is left out" if policy == "drop" else ""] * len(found)
         warnings.extend(
-            Warned("editable", package.evidence, line) for package, line in zip(env.editable, found, strict=True)
+            Warned("editable", package.evidence, line + text)
+            for package, line, text in zip(env.editable, found, left, strict=True)
         )
-        return
+        return _of_editable(env) if policy == "drop" else frozenset()
     raise EditablePackages(
         "editable packages, whose code lies outside of the environment: " + ", ".join(found),
         path=env.prefix,
-        hint="install them for good (pip install PATH), or go on with --ignore-editable-packages",
-    )
+        hint="install them for good (pip install PATH), leave them out with --editable drop, or go on with "
+             "--ignore-editable-packages",
+    )  # fmt: skip
 
 
-def warn_modified(env: Environment, examination: Examination, excluded: frozenset[str], warnings: list[Warned]) -> None:
-    """Managed files that were changed since, by package, and paths that several packages claim."""
+def _of_editable(env: Environment) -> frozenset[str]:
+    """The files of packages that are installed in place: what Python finds them by, their scripts and metadata."""
+    found: set[str] = set()
+    for package in env.editable:
+        folder, name = os.path.split(package.evidence)
+        found.add(package.evidence)
+        if name == "direct_url.json":
+            found.update(path for path in env.files if path.startswith(folder + "/"))
+            for distribution in env.distributions:
+                if distribution.folder == folder:
+                    found.update(distribution.paths)
+        elif name.endswith(".egg-link"):
+            found.add(f"{folder}/easy-install.pth")
+    return frozenset(found & env.files.keys())
+
+
+def check_modified(
+    env: Environment, examination: Examination, excluded: frozenset[str], policy: str, warnings: list[Warned]
+) -> None:
+    """Managed files that were changed since, by package, and paths that several packages claim.
+
+    Parameters
+    ----------
+    policy : ``error``, ``warn`` or ``ignore``.
+    """
+    if policy == "ignore":
+        return
     by_package: dict[str, list[str]] = {}
     causes: dict[str, str] = {}
     for path, record in modified(env, examination).items():
         if path not in excluded:
             by_package.setdefault(record.name, []).append(path)
             causes.setdefault(record.name, likely_cause(env, path, record))
+    lines = []
     for name, paths in sorted(by_package.items()):
         shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        warnings.append(
-            Warned("modified", sorted(paths)[0], f"package {name} was changed since ({causes[name]}): {shown}")
-        )
+        lines.append((sorted(paths)[0], f"package {name} was changed since ({causes[name]}): {shown}"))
+    if lines and policy == "error":
+        raise ModifiedFiles(
+            "files of conda packages were changed since they were installed: " + "; ".join(line for _, line in lines),
+            path=env.prefix, expected="the files that were installed",
+            found=f"{sum(map(len, by_package.values()))} changed",
+            hint="reinstall these packages, or pack them as they are with --on-modified warn",
+        )  # fmt: skip
+    warnings.extend(Warned("modified", path, line) for path, line in lines)
     for path, names in env.clobbered:
         if path in env.files and path not in excluded:
             warnings.append(Warned("clobbered", path, f"packages {', '.join(names)} all claim this path"))

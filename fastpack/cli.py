@@ -111,8 +111,20 @@ _ignore_requirements = click.option(
 @click.option("--reuse-any", is_flag=True, help="Copy from a base of another level or other libraries too.")
 @click.option("--cache", envvar="FASTPACK_CACHE", metavar="DIR", help="Keep compressed frames for later packs there.")
 @click.option("--cache-size", default="20G", show_default=True, metavar="SIZE", help="How large the cache may be.")
-@click.option("--ignore-missing-files", is_flag=True, help="Go on when files of packages are missing.")
-@click.option("--ignore-editable-packages", is_flag=True, help="Go on when packages are installed in place.")
+@click.option(
+    "--on-missing", type=click.Choice(["error", "warn", "ignore"]), default="error", show_default=True,
+    help="Files of packages that are not there.",
+)  # fmt: skip
+@click.option("--ignore-missing-files", is_flag=True, help="The same as --on-missing warn.")
+@click.option(
+    "--on-modified", type=click.Choice(["error", "warn", "ignore"]), default="warn", show_default=True,
+    help="Files of packages that were changed since they were installed; they are packed as they are.",
+)  # fmt: skip
+@click.option(
+    "--editable", type=click.Choice(["error", "drop", "ignore"]), default="error", show_default=True,
+    help="Packages installed in place (pip install -e): left out (drop), or packed as they are (ignore).",
+)  # fmt: skip
+@click.option("--ignore-editable-packages", is_flag=True, help="The same as --editable ignore.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
 @click.option("--verify-content", is_flag=True, help="Read every file, also those unchanged since an earlier pack.")
 @click.option("--prefix-is-unique", is_flag=True, help="Replace mentions of a prefix like /usr/local in any file.")
@@ -129,8 +141,8 @@ def pack(
     cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
     verify_source: bool, verify_content: bool, prefix_is_unique: bool, pad: tuple[str, ...],
     external_links: str | None, strict: bool, parcel_root: str | None, parcel_name: str | None,
-    parcel_version: str | None, parcel_distro: str | None, zip_symlinks: bool, no_zip_64: bool, quiet: bool,
-    as_json: bool,
+    parcel_version: str | None, parcel_distro: str | None, zip_symlinks: bool, no_zip_64: bool, on_missing: str,
+    on_modified: str, editable: str, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pack an environment into one archive."""
     console = Console("pack", quiet, as_json, json_to_stderr=output == "-")
@@ -157,7 +169,8 @@ def pack(
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
             base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
             zip_symlinks=zip_symlinks, zip_64=not no_zip_64, parcel_root=parcel_root, parcel_name=parcel_name,
-            parcel_version=parcel_version, parcel_distro=parcel_distro,
+            parcel_version=parcel_version, parcel_distro=parcel_distro, on_missing=on_missing, on_modified=on_modified,
+            editable=editable,
         )  # fmt: skip
         if len(environments) > 1:
             return packing.pack_many(environments, options, console.progress)
@@ -251,6 +264,7 @@ def unpack(
 @cli.command()
 @click.argument("prefix")
 @click.option("--dest-prefix", metavar="DIR", help="The prefix to put into the files, if not PREFIX itself.")
+@click.option("--overlay", metavar="DIR", help="Write what changes into this new directory, nothing into PREFIX.")
 @_pad
 @_strict
 @_ignore_requirements
@@ -258,8 +272,8 @@ def unpack(
 @_quiet
 @_json
 def relocate(
-    prefix: str, dest_prefix: str | None, pad: tuple[str, ...], strict: bool, ignore_requirements: bool,
-    n_threads: int, quiet: bool, as_json: bool,
+    prefix: str, dest_prefix: str | None, overlay: str | None, pad: tuple[str, ...], strict: bool,
+    ignore_requirements: bool, n_threads: int, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Put an environment's own PREFIX into its files, after it was moved or unpacked by tar; any number of times."""
     console = Console("relocate", quiet, as_json)
@@ -269,7 +283,7 @@ def relocate(
 
         return relocating.relocate(
             prefix, dest_prefix=dest_prefix, n_threads=n_threads, pad=pad or None, strict=strict,
-            ignore_requirements=ignore_requirements, progress=console.progress,
+            ignore_requirements=ignore_requirements, overlay=overlay, progress=console.progress,
         )  # fmt: skip
 
     def describe(report: RelocateReport) -> None:
@@ -563,6 +577,21 @@ def apply(delta: str, base: str, output: str, force: bool, quiet: bool, as_json:
         console.say(f"{report.output}: {size(report.archive_bytes)}; {report.elapsed_seconds:.1f} s")
 
     run(console, work, describe)
+
+
+@cli.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--prefix", "-p", required=True, metavar="DIR", help="The environment's directory.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run_(prefix: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in the environment, as if it were activated; its exit code is the command's."""
+    console = Console("run", False, False)
+
+    def work() -> Any:
+        from fastpack import running  # noqa: PLC0415
+
+        running.run(prefix, command)
+
+    run(console, work, console.show)
 
 
 @cli.command()

@@ -46,7 +46,10 @@ class Options:
     arcroot: str = ""
     dest_prefix: str | None = None
     force: bool = False
-    ignore_missing_files: bool = False
+    ignore_missing_files: bool = False  # conda-pack's word for on_missing=warn
+    on_missing: str = "error"  # warn, ignore
+    on_modified: str = "warn"  # error, ignore
+    editable: str = "error"  # ignore, drop
     ignore_editable_packages: bool = False
     verify_source: bool = False
     verify_content: bool = False
@@ -66,6 +69,11 @@ class Options:
     parcel_version: str | None = None
     parcel_distro: str | None = None
     parcel_root: str | None = None
+
+    @property
+    def missing(self) -> str:
+        """What is done about missing files."""
+        return "warn" if self.ignore_missing_files and self.on_missing == "error" else self.on_missing
 
 
 def pack(env: Environment, options: Options, progress: Progress = silent) -> PackReport:
@@ -220,8 +228,9 @@ def _plan(
         pad=options.pad,
         strict=options.strict,
         external_links=options.external_links,
-        ignore_missing=options.ignore_missing_files,
-        ignore_editable=options.ignore_editable_packages,
+        on_missing=options.missing,
+        on_modified=options.on_modified,
+        editable="ignore" if options.ignore_editable_packages else options.editable,
         hard_links=format_.hard_links,
         symbolic_links=format_.symbolic_links,
         parcel=parcel,

@@ -142,8 +142,9 @@ def make_plan(
     pad: Sequence[str] = (),
     strict: bool = False,
     external_links: str = "warn",
-    ignore_missing: bool = False,
-    ignore_editable: bool = False,
+    on_missing: str = "error",
+    on_modified: str = "warn",
+    editable: str = "error",
     hard_links: bool = True,
     symbolic_links: bool = True,
     parcel: Parcel | None = None,
@@ -161,9 +162,9 @@ def make_plan(
     """
     excluded = env.excluded()
     warnings = list(env.warnings)
-    checks.check_missing(env, excluded, ignore_missing, warnings)
-    checks.check_editable(env, ignore_editable, warnings)
-    checks.warn_modified(env, examination, excluded, warnings)
+    checks.check_missing(env, excluded, on_missing, warnings)
+    in_place = checks.check_editable(env, editable, warnings)
+    checks.check_modified(env, examination, excluded, on_modified, warnings)
 
     left_out = dict(env.left_out)
     members: list[Planned] = []
@@ -176,6 +177,8 @@ def make_plan(
     for path, file in env.files.items():
         if path in excluded:
             left_out[path] = "excluded"
+        elif path in in_place:
+            left_out[path] = "of an editable package"
         elif path in dropped:
             left_out[path] = "stale .pyc"
         elif file.kind is Kind.LINK:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +12,7 @@ from dataclasses import replace
 from fastpack import digest, requirements
 from fastpack._place_py import (
     RELOCATIONS,
+    STATE,
     Mismatch,
     RelocatedFile,
     Relocation,
@@ -27,9 +30,9 @@ from fastpack._place_py import (
     write_state,
 )
 from fastpack.environment import Environment
-from fastpack.errors import Unreadable, UsageError
+from fastpack.errors import AlreadyExists, Unreadable, UsageError
 from fastpack.examine import examine
-from fastpack.fs import explain_os_error
+from fastpack.fs import explain_os_error, remove_tree
 from fastpack.installed import read_installed
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
@@ -46,6 +49,7 @@ def relocate(
     pad: Sequence[str] | None = None,
     strict: bool = False,
     ignore_requirements: bool = False,
+    overlay: str | None = None,
     progress: Progress = silent,
 ) -> RelocateReport:
     """Put an environment's own prefix into the files that name it, wherever it lies now; any number of times.
@@ -57,6 +61,8 @@ def relocate(
         back, None keeps them.
     strict : refuse where a file would stay as it is because its slots are too short.
     ignore_requirements : only warn if platform, architecture or glibc are not what the environment needs.
+    overlay : write what changes into this new directory, and nothing into the environment, which may be read-only
+        (a mounted squashfs file): what an overlay file system takes as its upper directory.
 
     Files that came since it was unpacked are planned first as `pack` would, and recorded. A file that was changed
     since, so that it is in none of the forms we know, is reported and left.
@@ -74,6 +80,8 @@ def relocate(
     if pad is not None and (rule := check_pad(pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     manifest, table, state, archive_id = read_installed(root)
+    if overlay is not None:
+        return _overlay(root, os.path.abspath(overlay), target, pad, strict, ignore_requirements, started)
     files = table.files
     warnings: list[Warned] = []
     warnings += requirements.check(manifest.header["requires"], dest_prefix is not None, ignore_requirements)
@@ -134,6 +142,58 @@ def relocate(
         elapsed_seconds=time.monotonic() - started,
         warnings=tuple(warnings),
     )
+
+
+def _overlay(
+    root: str, overlay: str, target: str, pad: Sequence[str] | None, strict: bool, ignore_requirements: bool,
+    started: float,
+) -> RelocateReport:  # fmt: skip
+    """See `relocate`. Files that came since the environment was unpacked are not looked at."""
+    manifest, table, state, archive_id = read_installed(root)
+    warnings = requirements.check(manifest.header["requires"], target != root, ignore_requirements)
+    warnings += check_target(target, table.files, strict or table.strict)
+    if os.path.lexists(overlay):
+        raise AlreadyExists("the overlay is already there", path=overlay, hint="give the name of a new directory")
+    if (overlay + "/").startswith(root + "/"):
+        raise UsageError("the overlay would lie in the environment itself", path=overlay)
+    partial = f"{overlay}.partial-{secrets.token_hex(4)}"
+    try:
+        os.mkdir(partial)
+        try:
+            for path in (*(file.path for file in table.files), STATE):
+                _copy_below(root, partial, path)
+            begun = begin_state(partial, state, target, pad)
+            result = relocate_tree(partial, target, table.files, begun, KERNELS)
+            warnings += unsigned_warnings(result.unsigned)
+            write_state(partial, archive_id, begun, result.signed, result.unsigned)
+            for path in (*result.unchanged, *result.left):
+                if os.path.lexists(os.path.join(partial, path)):
+                    os.unlink(os.path.join(partial, path))
+            os.rename(partial, overlay)
+        except BaseException:
+            remove_tree(partial)
+            raise
+    except OSError as error:
+        raise explain_os_error(error, error.filename or overlay) from None
+    return RelocateReport(
+        root=root, prefix=target, previous=None if state is None else state["prefix"], n_written=len(result.written),
+        n_unchanged=len(result.unchanged), n_added=0, left=tuple(result.left),
+        elapsed_seconds=time.monotonic() - started, warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def _copy_below(root: str, other: str, path: str) -> None:
+    """Copy a file to another root, with the directories that lead to it and their modes; what is not there is left."""
+    parent = ""
+    for part in path.split("/")[:-1]:
+        parent = os.path.join(parent, part)
+        place = os.path.join(other, parent)
+        if not os.path.isdir(place):
+            os.mkdir(place)
+            os.chmod(place, os.stat(os.path.join(root, parent)).st_mode & 0o7777 | 0o700)
+    source = os.path.join(root, path)
+    if os.path.isfile(source) and not os.path.islink(source):
+        shutil.copy2(source, os.path.join(other, path))
 
 
 def _without(root: str, file: RelocatedFile, names: set[str], files: list[RelocatedFile], prefix: str) -> RelocatedFile:

@@ -96,8 +96,8 @@ class CondaEnv:
         """The environment at a path. `on_missing_cache` changes nothing: no package cache is needed."""
         with _translated():
             environment = api.Environment.from_prefix(os.fspath(prefix))
-            checks.check_missing(environment, frozenset(), ignore_missing_files, [])
-            checks.check_editable(environment, ignore_editable_packages, [])
+            checks.check_missing(environment, frozenset(), "ignore" if ignore_missing_files else "error", [])
+            checks.check_editable(environment, "ignore" if ignore_editable_packages else "error", [])
         return cls(environment, ignore_editable_packages, ignore_missing_files)
 
     @classmethod

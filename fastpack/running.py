@@ -1,0 +1,91 @@
+"""A command in an environment, without activating it in a shell: the variables that activation would set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+
+from fastpack._place_py import INCOMPLETE
+from fastpack.errors import EnvironmentNotFound, FastpackError, IncompleteEnvironment, NotAnEnvironment, UsageError
+
+
+def variables(prefix: str, before: Mapping[str, str]) -> dict[str, str]:
+    """What an activated environment's variables are, made of those `before`.
+
+    As conda has it: those of ``etc/conda/env_vars.d`` in the order of names, then those of ``conda-meta/state``.
+
+    Raises
+    ------
+    EnvironmentNotFound, NotAnEnvironment, IncompleteEnvironment
+    """
+    if not os.path.isdir(prefix):
+        raise EnvironmentNotFound("no such directory", path=prefix, hint="give the directory of an environment")
+    if not os.path.isdir(os.path.join(prefix, "conda-meta")):
+        raise NotAnEnvironment("no conda environment", path=prefix, expected="a directory conda-meta in it")
+    if os.path.lexists(os.path.join(prefix, INCOMPLETE)):
+        raise IncompleteEnvironment("it was not unpacked to its end", path=prefix, hint="unpack the archive again")
+    name = os.path.basename(prefix)
+    level = before.get("CONDA_SHLVL", "0")
+    found = {
+        **before,
+        "CONDA_PREFIX": prefix,
+        "CONDA_DEFAULT_ENV": name,
+        "CONDA_SHLVL": str(int(level) + 1 if level.isdecimal() else 1),
+        "CONDA_PROMPT_MODIFIER": f"({name}) ",
+        "PATH": os.pathsep.join([os.path.join(prefix, "bin"), *filter(None, [before.get("PATH")])]),
+    }
+    folder = os.path.join(prefix, "etc/conda/env_vars.d")
+    tables = [os.path.join(folder, file) for file in _listed(folder) if file.endswith(".json")]
+    for path in tables:
+        found.update(_table(path, ()))
+    found.update(_table(os.path.join(prefix, "conda-meta/state"), ("env_vars",)))
+    return found
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _table(path: str, keys: Sequence[str]) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            table = json.load(file)
+        for key in keys:
+            table = table.get(key, {})
+        return {str(name): str(value) for name, value in table.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise FastpackError(f"a table of variables cannot be read ({error})", path=path) from None
+
+
+def run(prefix: str, command: Sequence[str]) -> None:
+    """Become a command in an environment; the shell scripts of ``activate.d``, if there are any, are run before it.
+
+    Raises
+    ------
+    UsageError : no command, or none of that name.
+    FastpackError : see `variables`.
+    """
+    prefix = os.path.abspath(prefix)
+    if not command:
+        raise UsageError("no command is given", hint="fastpack run -p PREFIX -- COMMAND …")
+    environment = variables(prefix, os.environ)
+    activate = os.path.join(prefix, "bin/activate")
+    scripts = os.path.join(prefix, "etc/conda/activate.d")
+    if os.path.exists(activate) and any(name.endswith(".sh") for name in _listed(scripts)):
+        # Written for a shell, so a shell it is; activation itself sets the rest.
+        extra = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+        own = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "CONDA_PROMPT_MODIFIER", "PATH")
+        kept = {name: value for name, value in extra.items() if name not in own}
+        text = '. "$1" || exit; shift; exec "$@"'
+        os.execve("/bin/sh", ["sh", "-c", text, "sh", activate, *command], {**os.environ, **kept})
+    program = shutil.which(command[0], path=environment["PATH"])
+    if program is None:
+        raise UsageError("no such command in the environment or on PATH", found=command[0])
+    os.execve(program, list(command), environment)
