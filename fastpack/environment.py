@@ -240,6 +240,13 @@ def _ask_clients() -> list[str]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+def _parents(path: str) -> Iterator[str]:
+    parent = os.path.dirname(path)
+    while parent:
+        yield parent
+        parent = os.path.dirname(parent)
+
+
 _E = TypeVar("_E", bound=Environment)
 
 
@@ -284,6 +291,13 @@ def _read(cls: type[_E], prefix: str) -> _E:
             skip.add(folder)
             left_out[folder] = "policy"
     files = {file.path: file for file in walk(prefix, frozenset(skip), default_threads())}
+    owned = owned_tops.intersection(POLICY_FOLDERS)
+    if owned:  # a package has files in a folder of such a name: these alone stay
+        kept = {path for path in entries if path.split("/", 1)[0] in owned}
+        kept |= {parent for path in kept for parent in _parents(path)}
+        for path in [path for path in files if path.split("/", 1)[0] in owned and path not in kept]:
+            del files[path]
+            left_out[path] = "policy"
     for path in POLICY_SCRIPTS & files.keys() - entries.keys():
         del files[path]
         left_out[path] = "policy"

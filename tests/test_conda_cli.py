@@ -406,3 +406,46 @@ def test_run_sets_what_activation_sets(env: str, tmp_path: Path) -> None:
     os.unlink(os.path.join(target, "etc/conda/activate.d/x.sh"))
     done = run_fastpack("run", "-p", target, "no-such-tool")
     assert done.code == 2 and "no such command" in done.err
+
+
+def test_an_environment_with_conda_itself(env: str, tmp_path: Path) -> None:
+    """Conda is not to be had here: a package that owns its scripts stands in, in a base with a cache and environments."""
+    from tests.conftest import run_fastpack
+
+    own = {
+        "bin/conda": MadeFile(b"#!" + P + b"/bin/python\nprint('conda')\n", 0o755, file_mode="text"),
+        "bin/activate": MadeFile(b"#!/bin/sh\n_CONDA_ROOT='" + P + b"'\n", 0o755, file_mode="text"),
+        "bin/deactivate": MadeFile(b"#!/bin/sh\n# conda's\n", 0o755),
+        "etc/profile.d/conda.sh": MadeFile(b"export CONDA_EXE='" + P + b"/bin/conda'\n", file_mode="text"),
+        "envs/.keep": MadeFile(b"conda's own\n"),
+    }  # fmt: skip
+    install([MadePackage("conda", files=own)], env)
+    for path in ("pkgs/cache/big.tar.bz2", "pkgs/urls", "envs/other/conda-meta/history", "envs/other/bin/x", "conda-bld/x",
+                 "bin/conda-unmanaged"):  # fmt: skip
+        write(env, path, "x")
+    out, target = tmp_path / "x.tar.gz", tmp_path / "n"
+    done = run_fastpack("pack", "-p", env, "-o", out, "--json")
+    assert done.code == 0, done.err
+    fastpack.unpack(str(out), str(target))
+    there = {path for path, row in snapshot(str(target)).items() if row[0] == "file"}
+    assert own.keys() <= there and "bin/conda-unpack" in there and "bin/conda-unmanaged" in there
+    assert not [path for path in there if path.startswith(("pkgs/", "conda-bld/", "envs/other"))]
+    assert Path(target, "bin/activate").read_text() == f"#!/bin/sh\n_CONDA_ROOT='{target}'\n"
+    assert Path(target, "bin/deactivate").read_text() == "#!/bin/sh\n# conda's\n"
+    assert Path(target, "etc/profile.d/conda.sh").read_text() == f"export CONDA_EXE='{target}/bin/conda'\n"
+    assert Path(target, "bin/conda").read_text().startswith(f"#!{target}/bin/python\n")
+    assert not fastpack.verify(str(target)).problems
+    (record,) = Path(env, "conda-meta").glob("conda-*.json")  # from here on, what conda once put into every environment
+    record.unlink()
+    done = run_fastpack("pack", "-p", env, "-f", "-o", out, "--json")
+    assert done.code == 0, done.err
+    with tarfile.open(out) as archive:
+        names = archive.getnames()
+    assert "bin/conda" not in names and "envs/.keep" not in names and b"fastpack" in read_member(out, "bin/activate")
+
+
+def read_member(archive: Path, name: str) -> bytes:
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(name)
+        assert file is not None
+        return file.read()
