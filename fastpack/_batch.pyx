@@ -205,7 +205,11 @@ cdef extern from *:
         return status;
     }
 
-    static int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime) {
+    static int fp_since(const struct stat *info, int64_t since) {
+        return (int64_t)info->FP_CTIME.tv_sec * 1000000000 + info->FP_CTIME.tv_nsec >= since;
+    }
+
+    static int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) {
     #if defined(FICLONE)
         struct timespec times[2];
         struct stat info;
@@ -229,8 +233,11 @@ cdef extern from *:
         }
         times[0].tv_sec = times[1].tv_sec = (time_t)mtime;
         times[0].tv_nsec = times[1].tv_nsec = 0;
-        if (ioctl(out, FICLONE, in) != 0 || fchmod(out, (mode_t)mode) != 0 || futimens(out, times) != 0)
+        if (ioctl(out, FICLONE, in) != 0 || fchmod(out, (mode_t)mode) != 0 || futimens(out, times) != 0
+            || fstat(in, &info) != 0)
             status = errno;
+        else if (fp_since(&info, since)) /* after the clone: what it took is what the file has had all the time */
+            status = -1;
         close(in);
         if (close(out) != 0 && status == 0 && errno != EINTR)
             status = errno;
@@ -238,17 +245,17 @@ cdef extern from *:
             unlinkat(target, name, 0);
         return status;
     #else
-        (void)source, (void)target, (void)name, (void)mode, (void)mtime;
+        (void)source, (void)target, (void)name, (void)mode, (void)mtime, (void)since;
         return ENOTSUP;
     #endif
     }
 
-    static int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime) {
+    static int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) {
         struct stat info;
         if (fstatat(source, name, &info, AT_SYMLINK_NOFOLLOW) != 0)
             return errno;
         if (!S_ISREG(info.st_mode) || (int)(info.st_mode & 07777) != mode || (int64_t)info.FP_MTIME.tv_sec != mtime
-            || info.FP_MTIME.tv_nsec != 0)
+            || info.FP_MTIME.tv_nsec != 0 || fp_since(&info, since))
             return -1;
         return linkat(source, name, target, name, 0) != 0 ? errno : 0;
     }
@@ -264,8 +271,8 @@ cdef extern from *:
                     uint8_t *out) noexcept nogil
     int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
-    int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime) noexcept nogil
-    int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime) noexcept nogil
+    int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) noexcept nogil
+    int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) noexcept nogil
 
 cdef enum:
     BLOCK = 512
@@ -407,7 +414,8 @@ def write_files(int folder, list names, const uint8_t[::1] data, const int64_t[:
         free(table)
 
 
-def share_files(int source, int target, list names, const int64_t[::1] modes, const int64_t[::1] mtimes, bint linked):
+def share_files(int source, int target, list names, const int64_t[::1] modes, const int64_t[::1] mtimes,
+                int64_t since, bint linked):
     cdef size_t count = len(names)
     cdef size_t i
     cdef Name *table
@@ -425,9 +433,9 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
         with nogil:
             for i in range(count):
                 if linked:
-                    status[i] = fp_link_one(source, target, table[i].text, <int>modes[i], mtimes[i])
+                    status[i] = fp_link_one(source, target, table[i].text, <int>modes[i], mtimes[i], since)
                 else:
-                    status[i] = fp_clone_one(source, target, table[i].text, <int>modes[i], mtimes[i])
+                    status[i] = fp_clone_one(source, target, table[i].text, <int>modes[i], mtimes[i], since)
         return failures(status, count)
     finally:
         free(status)

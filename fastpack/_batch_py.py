@@ -146,7 +146,7 @@ def write_files(
 
 
 def share_files(
-    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], linked: bool
+    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], since: int, linked: bool
 ) -> list[tuple[int, int]]:
     """Let files of one directory appear under the same names in another one without copying a byte.
 
@@ -154,6 +154,8 @@ def share_files(
     ----------
     source, target : descriptors of the directories.
     modes, mtimes : what each file has in `target`; times in seconds.
+    since : a file that was changed from this time on (its ctime, in nanoseconds) is left: `CHANGED`. So what is shared
+        is what was read after that time.
     linked : a further name of the same file, if that has this mode and time (else `CHANGED`). Otherwise a file of its
         own that shares the blocks for as long as neither changes (a reflink: Linux, XFS and Btrfs among others).
 
@@ -166,7 +168,7 @@ def share_files(
     found = []
     for index, name in enumerate(map(_check_name, names)):
         try:
-            code = (_link_one if linked else _clone_one)(source, target, name, modes[index], mtimes[index])
+            code = (_link_one if linked else _clone_one)(source, target, name, modes[index], mtimes[index], since)
         except OSError as error:
             code = error.errno or CHANGED
         if code:
@@ -174,7 +176,7 @@ def share_files(
     return found
 
 
-def _clone_one(source: int, target: int, name: bytes, mode: int, mtime: int) -> int:
+def _clone_one(source: int, target: int, name: bytes, mode: int, mtime: int, since: int) -> int:
     file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -185,21 +187,25 @@ def _clone_one(source: int, target: int, name: bytes, mode: int, mtime: int) -> 
             fcntl.ioctl(clone, _FICLONE, file)
             os.fchmod(clone, mode)
             os.utime(clone, (mtime, mtime))
+            changed = os.fstat(file).st_ctime_ns >= since
         except BaseException:
             os.unlink(name, dir_fd=target)
             raise
         finally:
             os.close(clone)
+        if changed:
+            os.unlink(name, dir_fd=target)
+            return CHANGED
     finally:
         os.close(file)
     return 0
 
 
-def _link_one(source: int, target: int, name: bytes, mode: int, mtime: int) -> int:
+def _link_one(source: int, target: int, name: bytes, mode: int, mtime: int, since: int) -> int:
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     if (stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode), info.st_mtime_ns) != (
         stat.S_IFREG, mode, mtime * 1_000_000_000,
-    ):  # fmt: skip
+    ) or info.st_ctime_ns >= since:  # fmt: skip
         return CHANGED
     os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     return 0

@@ -90,6 +90,7 @@ class Extractor:
         placed: dict[str, Stated] = {}
         open_parts: dict[int, list[_Part]] = {}
         done = n_files = 0
+        self._reader.share_large(self._folder, self._not_as_archived)
         for written in side_by_side(self._write_frame, _runs(self._reader.layout, manifest.members), self._threads):
             placed.update(written.placed)
             n_files += written.n_files
@@ -111,8 +112,8 @@ class Extractor:
         return placed
 
     def _write_frame(self, index: int) -> _Written:
-        self._reader.share(index, self._folder, self._not_as_archived)
         plain, segments = self._reader.read(index)
+        self._reader.share(index, self._folder, self._not_as_archived)
         shared = self._reader.shared
         members = self._manifest.members
         placed: dict[str, Stated] = {}
@@ -188,6 +189,7 @@ class Extractor:
         """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
         _check_digest(member, slices)
         if member.path in self._reader.shared:
+            self._reader.check_shared(member)
             return None
         path = os.path.join(self._root, member.path)
         file = self._relocated.get(member.path)

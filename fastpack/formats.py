@@ -31,7 +31,7 @@ from fastpack.frames import Locator, trailer
 from fastpack.fs import explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind
-from fastpack.native import batch
+from fastpack.native import CANNOT_SHARE, batch
 from fastpack.plan import Plan, Planned
 from fastpack.reading import changed
 
@@ -305,7 +305,7 @@ class _Row(NamedTuple):
 _STORED, _DEFLATED = 0, 8
 #: General-purpose flags: sizes follow the data; names are UTF-8.
 _DESCRIPTOR, _UTF8 = 1 << 3, 1 << 11
-_MAX_32 = 0xFFFFFFFF
+_MAX_32, _MAX_63 = 0xFFFFFFFF, (1 << 63) - 1
 
 
 class Zip:
@@ -617,10 +617,11 @@ class _DirectoryWriter:
         if not self._reflinks or source is None or not member.is_as_on_disk or source.path != member.path:
             return False
         modes, mtimes = array("q", [member.mode]), array("q", [mtime])
-        if batch.share_files(self._source, self._target, [member.path], modes, mtimes, False):
+        # Changed or not: what was cloned is compared with what was read.
+        failed = batch.share_files(self._source, self._target, [member.path], modes, mtimes, _MAX_63, False)
+        if failed and failed[0][1] in CANNOT_SHARE:
             self._reflinks = False
-            return False
-        return True
+        return not failed
 
     def _compare(self, member: Planned, at: int, data: memoryview) -> None:
         descriptor = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._target)

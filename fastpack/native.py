@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from fastpack import _batch_py, _marshal_py, _relocate_py
@@ -19,3 +20,8 @@ else:
     except ImportError:
         kernel, batch, marshal = _relocate_py, _batch_py, _marshal_py
         NATIVE = False
+
+#: What `batch.share_files` says where a file system shares no files, or not with this one.
+CANNOT_SHARE = frozenset(
+    [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM]
+)

@@ -107,13 +107,19 @@ class FrameReader:
         self.shared: set[str] = set()
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
-        """Put files of a frame where they belong without copying them; `read` then checks these. An archive has none.
+        """Put whole files of a frame that was read where they belong, without copying them. An archive has none.
 
         Parameters
         ----------
         folder : descriptor of the environment to be.
         relocated : paths of files that are not as the archive has them.
         """
+
+    def share_large(self, folder: int, relocated: Container[str]) -> None:
+        """The same for files that lie in several frames, before any of these is read."""
+
+    def check_shared(self, member: Member) -> None:
+        """Whether such a file has not changed since."""
 
     def packed(self, index: int) -> memoryview:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""

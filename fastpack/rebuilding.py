@@ -7,8 +7,8 @@ archive is: a file that was changed in between is found, not copied.
 
 from __future__ import annotations
 
-import errno
 import os
+import time
 from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,8 @@ from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, W
 from fastpack.installed import Installed, read_installed
 from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind
-from fastpack.native import batch
+from fastpack.native import CANNOT_SHARE, batch
+from fastpack.parallel import Scratch
 from fastpack.reader import FrameReader, Segment
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 
@@ -85,32 +86,57 @@ class _Rebuilder(FrameReader):
         assert installed.state is not None
         self._root = root
         self._folder = folder
-        self._new_folder = -1
-        self._hardlink = hardlink
-        self._reflink = True  # until the file system says that it has none
         self._target = os.fsencode(installed.state["prefix"])
         self._signed = installed.state.get("signed", {})
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
         self._files = {file.path: file for file in files}
         self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
+        self._hardlink = hardlink
+        self._reflink = True  # until the file system says that it has none
+        # A second for the coarseness of the file system's clock.
+        self._since = time.time_ns() - 1_000_000_000
+        self._scratch = Scratch()
+        self._linked: set[str] = set()
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
-        if index in self._offsets:
-            return
-        self._new_folder = folder
-        members = [self._manifest.members[s.member] for s in self.layout[index] if s.start == 0]
+        if index not in self._offsets:
+            rows = self.layout[index]
+            whole = [row.member for row in rows if row.stop - row.start == self._manifest.members[row.member].n_bytes]
+            self._share_all(whole, folder, relocated)
+
+    def share_large(self, folder: int, relocated: Container[str]) -> None:
+        # Several threads write a file's parts: it is known before the first of them whether it is shared.
+        parts: dict[int, list[int]] = {}
+        for index, rows in enumerate(self.layout):
+            for row in rows:
+                if row.stop - row.start < self._manifest.members[row.member].n_bytes:
+                    parts.setdefault(row.member, []).append(index)
+        here = [member for member, frames in parts.items() if self._offsets.keys().isdisjoint(frames)]
+        self._share_all(here, folder, relocated)
+
+    def check_shared(self, member: Member) -> None:
+        if member.path in self._linked:
+            return  # one file under two names, and linking it changed its ctime
+        if os.stat(member.path, dir_fd=self._folder, follow_symlinks=False).st_ctime_ns >= self._since:
+            raise _changed(self._root, member)
+
+    def _share_all(self, indexes: Sequence[int], folder: int, relocated: Container[str]) -> None:
+        members = [self._manifest.members[index] for index in indexes]
         files = [m for m in members if m.kind is Kind.FILE and m.path not in relocated and m.path not in self._files]
         if self._reflink:
-            self._share([m for m in files if m.n_bytes >= CLONED_FROM], False)
+            self._share([m for m in files if m.n_bytes >= CLONED_FROM], folder, False)
         if self._hardlink:
-            self._share([m for m in files if m.path not in self.shared], True)
+            self._share([m for m in files if m.path not in self.shared], folder, True)
 
-    def _share(self, files: Sequence[Member], linked: bool) -> None:
+    def _share(self, files: Sequence[Member], folder: int, linked: bool) -> None:
         modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
         names = [m.path for m in files]
-        failed = dict(batch.share_files(self._folder, self._new_folder, names, modes, mtimes, linked))
-        self.shared.update(name for k, name in enumerate(names) if k not in failed)
-        if not linked and any(code in _CANNOT for code in failed.values()):
+        failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, self._since, linked))
+        there = [name for k, name in enumerate(names) if k not in failed]
+        self.shared.update(there)
+        if linked:
+            self._linked.update(there)
+        if not linked and any(code in CANNOT_SHARE for code in failed.values()):
             self._reflink = False
 
     def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
@@ -134,10 +160,12 @@ class _Rebuilder(FrameReader):
     def _plain(self, index: int) -> memoryview:
         if index in self._offsets:
             return super()._plain(index)
-        plain = memoryview(bytearray(self._manifest.frames[index].plain_bytes))
+        n_bytes = self._manifest.frames[index].plain_bytes
+        plain = self._scratch.view(n_bytes)
+        batch.fill_zeros(array("q", [0]), array("q", [n_bytes]), plain)
         headers = self._headers(index)
         position = 0
-        as_archived: dict[bool, list[tuple[Member, Segment]]] = {True: [], False: []}
+        as_archived: list[tuple[Member, Segment]] = []
         for segment in self.layout[index]:
             n_header = segment.header_bytes
             plain[segment.at - n_header : segment.at] = headers[position : position + n_header]
@@ -148,18 +176,15 @@ class _Rebuilder(FrameReader):
             if member.path in self._files:
                 self._fill(member, segment.start, segment.of(plain))
             else:
-                as_archived[member.path in self.shared].append((member, segment))
-        for shared, rows in as_archived.items():
-            for member, segment in self._read_many(self._new_folder if shared else self._folder, rows, plain):
-                self._fill(member, segment.start, segment.of(plain))
+                as_archived.append((member, segment))
+        for member, segment in self._read_many(as_archived, plain):
+            self._fill(member, segment.start, segment.of(plain))
         return plain
 
-    def _read_many(
-        self, folder: int, rows: Sequence[tuple[Member, Segment]], plain: memoryview
-    ) -> list[tuple[Member, Segment]]:
+    def _read_many(self, rows: Sequence[tuple[Member, Segment]], plain: memoryview) -> list[tuple[Member, Segment]]:
         """Fill a frame with files that are as the archive has them; those that have not its size and time are left."""
         failed = batch.read_files(
-            folder,
+            self._folder,
             [member.path for member, _ in rows],
             array("q", [member.n_bytes for member, _ in rows]),
             array("q", [member.mtime * 1_000_000_000 for member, _ in rows]),
@@ -173,9 +198,8 @@ class _Rebuilder(FrameReader):
     def _fill(self, member: Member, start: int, out: memoryview) -> None:
         """Fill a buffer with a part of a file in archive form."""
         try:
-            folder = self._new_folder if member.path in self.shared else self._folder
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(member.path, flags, dir_fd=folder)
+            descriptor = os.open(member.path, flags, dir_fd=self._folder)
         except OSError:
             raise _changed(self._root, member) from None
         try:
@@ -199,10 +223,6 @@ class _Rebuilder(FrameReader):
 
 #: Bytes from which a reflink costs less than a copy: the smaller files of an environment took 1.4 of a copy's time.
 CLONED_FROM = 64 << 10
-#: What a file system says that shares no files, or not with this one.
-_CANNOT = frozenset(
-    [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM]
-)
 _HINT = "apply the delta to the old archive, or ship the whole new one"
 
 

@@ -224,6 +224,8 @@ def test_names_may_be_text(batch: ModuleType, tmp_path: Path, folder: int) -> No
 
 # --- files shared by two directories
 
+LATER = (1 << 63) - 1
+
 
 @pytest.fixture
 def two_folders(tmp_path: Path) -> Iterator[tuple[int, int]]:
@@ -254,18 +256,22 @@ def test_files_get_a_further_name(batch: ModuleType, tmp_path: Path, two_folders
     Path(tmp_path, "target/there").write_bytes(b"old")
     names = [b"one", "d/two", "mode", "time", "link", "there", "gone"]
     modes, mtimes = table(0o644, 0o755, *[0o644] * 5), table(1000, 2000, *[1000] * 5)
-    failed = batch.share_files(*two_folders, names, modes, mtimes, True)
+    failed = batch.share_files(*two_folders, names, modes, mtimes, LATER, True)
     changed = _batch_py.CHANGED
     assert failed == [(2, changed), (3, changed), (4, changed), (5, errno.EEXIST), (6, errno.ENOENT)]
     assert sorted(os.listdir(tmp_path / "target")) == ["d", "one", "there"]
     for name in ("one", "d/two"):
         assert os.path.samefile(tmp_path / "source" / name, tmp_path / "target" / name)
     assert Path(tmp_path, "target/there").read_bytes() == b"old"
-    assert batch.share_files(*two_folders, [], table(), table(), True) == []
+    os.unlink(tmp_path / "target/one")
+    since = os.stat(tmp_path / "source/one").st_ctime_ns
+    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since, True) == [(0, changed)]
+    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since + 1, True) == []
+    assert batch.share_files(*two_folders, [], table(), table(), LATER, True) == []
     with pytest.raises(ValueError, match="different lengths"):
-        batch.share_files(*two_folders, ["a"], table(), table(1), True)
+        batch.share_files(*two_folders, ["a"], table(), table(1), LATER, True)
     with pytest.raises(ValueError, match="NUL"):
-        batch.share_files(*two_folders, ["a\0"], table(1), table(1), False)
+        batch.share_files(*two_folders, ["a\0"], table(1), table(1), LATER, False)
 
 
 @BOTH
@@ -273,7 +279,9 @@ def test_what_cannot_be_cloned_leaves_nothing(batch: ModuleType, tmp_path: Path,
     """Whether this file system has reflinks or not: a clone is whole, with mode and time, or there is none."""
     Path(tmp_path, "source/file").write_bytes(b"content")
     os.symlink("file", tmp_path / "source/link")
-    failed = dict(batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), False))
+    failed = dict(
+        batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), LATER, False)
+    )
     assert failed[1] == errno.ELOOP and failed[2] == _batch_py.CHANGED
     target = tmp_path / "target/file"
     assert target.exists() == (0 not in failed)
