@@ -117,6 +117,9 @@ cdef int64_t walk(
         is_name = index == file_name
         ref = n_refs
         if flag:
+            # These are no objects of their own: marshal counts no reference, and writes no flag.
+            if code in (c"0", c"N", c"F", c"T", c"S", c".", c"r"):
+                return NOT_UNDERSTOOD
             n_refs += 1
         if code == c"z" or code == c"Z" or code == c"s" or code == c"t" or code == c"u" or code == c"a" or code == c"A":
             if code == c"z" or code == c"Z":

@@ -30,6 +30,8 @@ _SIZES = {ord(c): 0 for c in "0NFTS."} | {ord("i"): 4, ord("I"): 8, ord("g"): 8,
 _LONG_STRINGS, _SHORT_STRINGS = frozenset(b"stuaA"), frozenset(b"zZ")
 _TEXTS = frozenset(b"utaAzZ")
 _INTERNED = frozenset(b"tAZ")
+#: No objects of their own: marshal counts no reference to them, and writes no flag.
+_NO_OBJECTS = frozenset(b"0NFTS.r")
 
 #: Bytes at an offset of a file, how many of them are replaced, and by what.
 Replacement = tuple[int, int, bytes]
@@ -98,6 +100,8 @@ def _walk(data: bytes, prefixes: Sequence[bytes]) -> tuple[Replacement, ...]:
         if is_name and code not in _TEXTS and code != ord("r"):
             raise _NotUnderstoodError
         ref = n_refs
+        if flag and code in _NO_OBJECTS:
+            raise _NotUnderstoodError
         n_refs += bool(flag)
         opened = 0
         if code in _SIZES:

@@ -279,14 +279,17 @@ class Builder:
         read_many(self._folder, self._plan.environment.prefix, files, [0] * len(files), lengths, places[:-1], on_disk)
         rows = zip(members, starts, stops, places, itertools.islice(places, 1, None), strict=False)
         for member, start, stop, source, source_stop in rows:
-            data, at, place = on_disk[source:source_stop], 0, start
-            for edit in member.form.edits:
-                run = place + edit.offset - at
-                plain[place:run] = data[at : edit.offset]
-                place = run + len(edit.new)
-                plain[run:place] = edit.new
-                at = edit.offset + edit.length
-            plain[place:stop] = data[at:]
+            if member.placing or member.form.relocations:  # a package's own, with a placeholder
+                self._read_piece(member, 0, plain[start:stop])
+            else:
+                data, at, place = on_disk[source:source_stop], 0, start
+                for edit in member.form.edits:
+                    run = place + edit.offset - at
+                    plain[place:run] = data[at : edit.offset]
+                    place = run + len(edit.new)
+                    plain[run:place] = edit.new
+                    at = edit.offset + edit.length
+                plain[place:stop] = data[at:]
             if member.follows is not None:
                 self._follow(member.follows, plain[start:stop])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 import struct
 from array import array
 from collections import Counter
@@ -523,6 +524,8 @@ def _examine_unmanaged(facts: _Facts, file: DiskFile, pread: PRead, data: bytes 
 
 
 _STATED = struct.Struct("<II")
+#: How Python names what it caches (PEP 3147, PEP 488): ``cpython-313t``, ``pypy310``, ``.opt-1``.
+_OF_PYTHON = re.compile(r"\.[a-z]+-?[0-9]+[a-z]*(?:\.opt-[a-z0-9]+)?\.pyc$")
 
 
 def _timestamp(header: bytes) -> tuple[int, int] | None:
@@ -561,6 +564,9 @@ def _decide_pyc(
     if examined.verdict is Verdict.PROVEN:
         return PycAction.AS_IT_IS, "proven"
     managed = examined.verdict is not Verdict.UNMANAGED
+    if not managed and "__pycache__/" in path and not _OF_PYTHON.search(path):
+        # pytest's, say: it loads these itself, and makes them anew.
+        return PycAction.DROP, "dropped: of another tool"
     if found is None:
         if managed or "__pycache__/" not in path:
             return PycAction.AS_IT_IS, "without source"

@@ -135,6 +135,9 @@ def manifest_of(env: Environment, like: Archive, progress: Progress = silent) ->
     The manifest, the archive's id, and the bytes that would stand behind the last frame.
     """
     header = like.manifest.header
+    if header["codec"] != like.codec.name:
+        raise UsageError("an environment is not compared with an archive of this format", path=like.path,
+                         found=header["codec"], hint="compare it with a tar.zst")  # fmt: skip
     options = Options(
         compress_level=None if header["level"] == like.codec.default_level else header["level"],
         arcroot=header["arcroot"], dest_prefix=header["dest_prefix"], strict=header["strict"],

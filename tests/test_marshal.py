@@ -8,6 +8,7 @@ import json
 import marshal
 import os
 import random
+import shutil
 import subprocess
 import sys
 from array import array
@@ -22,6 +23,8 @@ from hypothesis import strategies as st
 
 import fastpack
 from fastpack import _marshal, _marshal_py
+from fastpack.made_prefix import MadeFile, MadePackage, install
+from tests.conftest import P
 from tests.test_regressions import compiled, write
 
 BOTH = pytest.mark.parametrize("kernel", [_marshal, _marshal_py], ids=["native", "twin"])
@@ -130,6 +133,19 @@ def test_a_file_name_that_is_a_constant_too_is_left_alone(kernel: ModuleType) ->
     data = bytes(_code_to_timestamp_pyc(code.replace(co_consts=(inner, apart)), 0, 0))
     form = archived(data, [PREFIX], kernel)
     assert form is not None and marshal.loads(form[16:]).co_consts[1] == name
+
+
+@BOTH
+def test_flags_that_marshal_never_writes(kernel: ModuleType) -> None:
+    """A flagged None would shift all later references: the constant below is the inner code's file name."""
+    name = GOLDEN["prefix"] + "/m.py"
+    inner = compile("y = 1", name, "exec")
+    for first in (None, True, False, ...):
+        outer = compile("x = 1", "other.py", "exec").replace(co_consts=(first, inner, inner.co_filename))
+        data = bytes(_code_to_timestamp_pyc(outer, 0, 0))
+        assert archived(data, [PREFIX], kernel) is None
+        at = data.index(b")\x03") + 2
+        assert archived(data[:at] + bytes([data[at] | 0x80]) + data[at + 1 :], [PREFIX], kernel) is None
 
 
 @BOTH
@@ -267,3 +283,36 @@ def test_row_13_large_code(made: str, tmp_path: Path, n_bytes: int) -> None:
     assert {c.co_filename for c in codes(code)} == {source}
     mtime = int(os.stat(tmp_path / "n/lib/big.py").st_mtime)
     assert int.from_bytes(Path(tmp_path, "n", pyc).read_bytes()[8:12], "little") == mtime
+
+
+@pytest.mark.parametrize("mode", ["binary", "text"])
+def test_row_13_a_packages_own_with_a_placeholder(mode: str, tmp_path: Path) -> None:
+    """It is placed like any other file when packing for one prefix."""
+    prefix, out = str(tmp_path / "env"), str(tmp_path / "a.tar.zst")
+    data = b"\xa7\r\r\n" + bytes(12) + b"x=" + P + b"/lib\0\0tail"
+    files = {name: MadeFile(data, file_mode=mode) for name in ("lib/x.pyc", "lib/x.txt")}
+    install([MadePackage("app", files=files)], prefix)
+    fastpack.pack(prefix=prefix, output=out, dest_prefix="/opt/target")
+    assert not fastpack.verify(out).problems
+    fastpack.unpack(out, str(tmp_path / "n"), dest_prefix="/opt/target")
+    one, other = (Path(tmp_path, "n/lib", name).read_bytes() for name in ("x.pyc", "x.txt"))
+    assert one == other and b"x=/opt/target/lib" in one
+
+
+def test_row_13_what_another_tool_caches_is_dropped(made: str, tmp_path: Path) -> None:
+    """pytest rewrites assertions, and loads what it cached without putting the true file name into it."""
+    write(made, "lib/test_a.py", MODULE)
+    pyc = compiled(made, "lib/test_a.py")
+    names = [
+        "test_a.cpython-311-pytest-8.3.5.pyc",
+        "test_a.cpython-311.opt-1.pyc",
+        "test_a.cpython-313t.pyc",
+        "test_a.pypy310.pyc",
+    ]
+    for name in names:
+        shutil.copy2(os.path.join(made, pyc), os.path.join(made, "lib/__pycache__", name))
+    out = str(tmp_path / "a.tar.zst")
+    report = fastpack.pack(prefix=made, output=out)
+    assert report.pyc["dropped: of another tool"] == 1
+    fastpack.unpack(out, str(tmp_path / "n"))
+    assert sorted(os.listdir(tmp_path / "n/lib/__pycache__")) == sorted([*names[1:], os.path.basename(pyc)])
