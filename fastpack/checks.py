@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from fastpack._place_py import RelocatedFile
-from fastpack.environment import Environment
+from fastpack.environment import Environment, also_inside
 from fastpack.errors import EditablePackages, MissingFiles, ModifiedFiles, Unrelocatable
 from fastpack.examine import Examination, likely_cause, modified
 from fastpack.model import Kind, Warned
@@ -62,7 +62,7 @@ def check_editable(env: Environment, policy: str, warnings: list[Warned]) -> fro
             Warned("editable", package.evidence, line + text)
             for package, line, text in zip(env.editable, found, left, strict=True)
         )
-        return _of_editable(env) if policy == "drop" else frozenset()
+        return _of_editable(env, warnings) if policy == "drop" else frozenset()
     raise EditablePackages(
         "editable packages, whose code lies outside of the environment: " + ", ".join(found),
         path=env.prefix,
@@ -71,7 +71,7 @@ def check_editable(env: Environment, policy: str, warnings: list[Warned]) -> fro
     )  # fmt: skip
 
 
-def _of_editable(env: Environment) -> frozenset[str]:
+def _of_editable(env: Environment, warnings: list[Warned]) -> frozenset[str]:
     """The files of packages that are installed in place: what Python finds them by, their scripts and metadata."""
     found: set[str] = set()
     for package in env.editable:
@@ -84,7 +84,12 @@ def _of_editable(env: Environment) -> frozenset[str]:
                     found.update(distribution.paths)
         elif name.endswith(".egg-link"):
             found.add(f"{folder}/easy-install.pth")
-    return frozenset(found & env.files.keys())
+    found &= env.files.keys()
+    for path in [path for path in found if path.endswith(".pth") and (kept := also_inside(env, path))]:
+        found.remove(path)
+        text = f"kept, with lines that lead out of the environment, as it also has {kept[0]!r}"
+        warnings.append(Warned("editable", path, text))
+    return frozenset(found)
 
 
 def check_modified(
@@ -96,11 +101,18 @@ def check_modified(
     ----------
     policy : ``error``, ``warn`` or ``ignore``.
     """
+    for path, names in env.clobbered:
+        if path in env.files and path not in excluded:
+            warnings.append(Warned("clobbered", path, f"packages {', '.join(names)} all claim this path"))
     if policy == "ignore":
         return
     by_package: dict[str, list[str]] = {}
     causes: dict[str, str] = {}
-    for path, record in modified(env, examination).items():
+    changed = dict(modified(env, examination))
+    for path, (record, entry) in env.entries.items():
+        if entry.path_type == "hardlink" and env.files[path].kind is not Kind.FILE and not env.other_claims.get(path):
+            changed[path] = record  # a file that is something else now
+    for path, record in changed.items():
         if path not in excluded:
             by_package.setdefault(record.name, []).append(path)
             causes.setdefault(record.name, likely_cause(env, path, record))
@@ -116,21 +128,14 @@ def check_modified(
             hint="reinstall these packages, or pack them as they are with --on-modified warn",
         )  # fmt: skip
     warnings.extend(Warned("modified", path, line) for path, line in lines)
-    for path, names in env.clobbered:
-        if path in env.files and path not in excluded:
-            warnings.append(Warned("clobbered", path, f"packages {', '.join(names)} all claim this path"))
 
 
 def warn_prefixes(env: Environment, examination: Examination, warnings: list[Warned]) -> None:
-    """Say what a verdict alone does not: prefixes too common to be replaced, files of another kind than installed."""
+    """Say which prefixes are too common to be replaced."""
     for prefix in examination.prefixes.plain:
         if prefix not in examination.prefixes.unique:
             text = f"mentions of {os.fsdecode(prefix)} in unmanaged files are left: it may mean anything"
             warnings.append(Warned("common-prefix", None, f"{text}; --prefix-is-unique replaces them too"))
-    for path, (record, entry) in env.entries.items():
-        kind = env.files[path].kind
-        if entry.path_type == "hardlink" and kind is not Kind.FILE and not env.other_claims.get(path):
-            warnings.append(Warned("modified", path, f"a file of package {record.name} is now a {kind}"))
 
 
 def check_links(targets: dict[str, str], external: frozenset[str], policy: str, warnings: list[Warned]) -> None:

@@ -264,7 +264,11 @@ def unpack(
 @cli.command()
 @click.argument("prefix")
 @click.option("--dest-prefix", metavar="DIR", help="The prefix to put into the files, if not PREFIX itself.")
-@click.option("--overlay", metavar="DIR", help="Write what changes into this new directory, nothing into PREFIX.")
+@click.option(
+    "--overlay",
+    metavar="DIR",
+    help="Write what changes into this new directory; files that came since are not looked at.",
+)
 @_pad
 @_strict
 @_ignore_requirements

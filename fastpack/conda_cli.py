@@ -6,11 +6,13 @@ Defaults (``tar.gz``, level 4, one thread, names) and exit statuses (0, or 1 on 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from fastpack._version import VERSION
+from fastpack.console import interrupt
 
 _FORMATS = ("infer", "zip", "tar.gz", "tgz", "tar.bz2", "tar.zst", "tzst", "tbz2", "tar.xz", "txz", "tar", "parcel",
             "squashfs", "no-archive")  # fmt: skip
@@ -61,6 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.version:
         sys.stdout.write(f"conda-fastpack {VERSION}\n")
         sys.exit(0)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+        _pack(options)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted")
+    sys.exit(0)
+
+
+def _pack(options: argparse.Namespace) -> None:
     from fastpack.compat import conda_pack  # noqa: PLC0415 (--help and --version do without)
 
     try:
@@ -76,6 +88,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )  # fmt: skip
     except conda_pack.CondaPackException as error:
         sys.exit(f"CondaPackError: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted")
-    sys.exit(0)

@@ -79,10 +79,11 @@ class Destination:
                 return Mode.MOVE
             return Mode.RENAME
         if not force:
-            ours = os.path.exists(os.path.join(path, STATE))
+            ours = os.path.exists(os.path.join(path, RELOCATIONS))
             hint = "--force replaces it" if ours else "choose another one; --force adds to it, replacing nothing"
             raise AlreadyExists("the destination is a directory with something in it", path=path, hint=hint)
-        if os.path.exists(os.path.join(path, STATE)):
+        # Unpacked and relocated, or in the form that the archive has (`no-archive`).
+        if all(os.path.exists(os.path.join(path, name)) for name in (".fastpack/manifest", RELOCATIONS)):
             foreign = _files_not_ours(path)
             if foreign:
                 raise AlreadyExists(

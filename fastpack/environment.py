@@ -544,4 +544,14 @@ def _outside_lines(text: str, base: str, folder: str, inside: tuple[str, ...]) -
         yield base
 
 
+def also_inside(env: Environment, path: str) -> list[str]:
+    """The lines of a ``.pth`` file that do not lead out of the environment."""
+    inside = tuple(prefix + "/" for prefix in (env.prefix, os.path.realpath(env.prefix), *env.earlier_prefixes))
+    folder, base = os.path.split(os.path.join(env.prefix, path))
+    lines = [line for line in _read_text(env.prefix, path).splitlines() if line.strip() and not line.startswith("#")]
+    # setuptools' own lines around the list of what is installed in place
+    lines = [line for line in lines if not line.startswith(("import sys; sys.__plen", "import sys; new=sys.path"))]
+    return [line for line in lines if not list(_outside_lines(line, base, folder, inside))]
+
+
 _QUOTED = re.compile(r"[\"'](/[^\"']+)[\"']")

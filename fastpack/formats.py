@@ -12,6 +12,7 @@ import re
 import stat
 import struct
 import subprocess
+import tempfile
 import time
 import zlib
 from array import array
@@ -25,7 +26,7 @@ from fastpack._place_py import EPOCH_2000, content_mtime
 from fastpack.building import PlainFrame
 from fastpack.codec import CODECS, Codec
 from fastpack.destination import Destination
-from fastpack.errors import FastpackError, UsageError
+from fastpack.errors import FastpackError, NoSpace, UsageError
 from fastpack.extracting import finish_directories, make_directories, make_links, write_manifest
 from fastpack.frames import Locator, trailer
 from fastpack.fs import explain_os_error, new_file
@@ -261,10 +262,14 @@ class Squashfs:
             # The time of the file system and of its root; no member has a later one, which would become this.
             latest = max(_LATEST, *(member.mtime or 0 for member in job.plan.members))
             environment = {**os.environ, "SOURCE_DATE_EPOCH": str(latest)}
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-            ) as process:
-                assert process.stdin is not None and process.stderr is not None
+            broken = False
+            with (
+                tempfile.TemporaryFile() as messages,
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages, env=environment
+                ) as process,
+            ):
+                assert process.stdin is not None
                 try:
                     yield _TarWriter(process.stdin, CODECS["tar"], 0, job.plan.arcroot)
                     process.stdin.close()
@@ -273,12 +278,17 @@ class Squashfs:
                         process.kill()
                         raise
                     # It ended before its input did; what it says follows.
+                    broken = True
                     with contextlib.suppress(OSError):
                         process.stdin.close()
-                said = process.stderr.read().decode(errors="replace").strip().splitlines()
-                if process.wait():
+                code = process.wait()
+                messages.seek(0)
+                said = messages.read().decode(errors="replace").strip().splitlines()
+                if any("No space left" in line or "Failed to write" in line for line in said):
+                    raise NoSpace("no space left on the disk", path=job.output, found=said[-1])
+                if code or broken:
                     raise FastpackError(
-                        f"mksquashfs ended with {process.returncode}",
+                        f"mksquashfs ended with {code}",
                         path=job.output,
                         found=said[-1] if said else "nothing said",
                     )
@@ -336,11 +346,16 @@ class Zip:
             yield _ZipWriter(out, job)
 
 
+def _is_large(n_bytes: int) -> bool:
+    """Whether a file's size, or what becomes of it where nothing can be compressed, may not fit 32 bits."""
+    return n_bytes + n_bytes // 1000 + 1024 >= _MAX_32
+
+
 def _check_zip_32(job: Job) -> None:
     """What has no room in a zip file without ZIP64, known before anything is written."""
     members = job.plan.members
     largest = max(members, key=lambda m: m.n_bytes)
-    if largest.n_bytes >= _MAX_32:
+    if _is_large(largest.n_bytes):
         raise UsageError("a file is too large for a zip file without ZIP64 extensions", path=largest.path,
                          expected=f"less than {_MAX_32} bytes",
                          found=largest.n_bytes, hint="leave out --no-zip-64")  # fmt: skip
@@ -370,7 +385,7 @@ class _ZipWriter:
             piece = len(data) != member.n_bytes
             row, packed = self._entry(member, mtime, data, at, frame.at if piece else None)
             rows.append(row)
-            head = _local_header(row, self._zip_64 and member.n_bytes >= _MAX_32) if row.begins else b""
+            head = _local_header(row, self._zip_64 and _is_large(member.n_bytes)) if row.begins else b""
             out += [head, packed]
             at += len(head) + len(packed)
         return Encoded(b"".join(out), rows)
@@ -412,7 +427,7 @@ class _ZipWriter:
             return
         self._open = None
         if not row.begins:
-            layout = "<4sLQQ" if whole.plain >= _MAX_32 else "<4sLLL"
+            layout = "<4sLQQ" if _is_large(whole.plain) else "<4sLLL"
             self._descriptor = struct.pack(layout, b"PK\x07\x08", whole.crc, whole.packed, whole.plain)
         if not self._zip_64 and offset >= _MAX_32:
             raise UsageError("the zip file gets too large without ZIP64 extensions", path=os.fsdecode(row.name),
@@ -497,14 +512,18 @@ def _local_header(row: _Row, large: bool) -> bytes:
 
 
 def _central_entry(row: _Row, offset: int, streamed: bool) -> bytes:
-    large = [value for value in (row.plain, row.packed, offset) if value >= _MAX_32]
+    sizes = [row.plain, row.packed]
+    # As its local header has it, whatever became of the size.
+    large = sizes if streamed and _is_large(row.plain) else [value for value in sizes if value >= _MAX_32]
+    plain, packed = (_MAX_32 if value in large else value for value in sizes)
+    large = [*large, *([offset] if offset >= _MAX_32 else [])]
     extra = struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b""
     attributes = row.mode << 16 | (0x10 if stat.S_ISDIR(row.mode) else 0)
     version = 45 if large else 20
     return (
         struct.pack(
             "<4sBBHHHHHLLLHHHHHLL", b"PK\x01\x02", version, 3, version, _flags(row, streamed), row.method,
-            *_zip_time(row.mtime), row.crc, min(row.packed, _MAX_32), min(row.plain, _MAX_32), len(row.name),
+            *_zip_time(row.mtime), row.crc, packed, plain, len(row.name),
             len(extra), 0, 0, 0, attributes, min(offset, _MAX_32),
         )
         + row.name + extra
@@ -558,6 +577,9 @@ class Directory:
                     make_directories(inner, [m.path for m in plan.members if m.kind is Kind.DIRECTORY], job.threads)
                     yield _DirectoryWriter(plan, inner, source, target)
                 where.finish(False)
+            if plan.arcroot:
+                with contextlib.suppress(OSError):  # the marker's directory; the members' own lies deeper
+                    os.rmdir(os.path.join(job.output, ".fastpack"))
         except OSError as error:
             raise explain_os_error(error, error.filename or job.output) from None
 

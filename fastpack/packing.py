@@ -19,7 +19,7 @@ from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examine import Examination, examine
-from fastpack.formats import Encoded, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
+from fastpack.formats import Directory, Encoded, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
 from fastpack.fs import check_relative, explain_os_error
 from fastpack.manifest import Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
@@ -112,6 +112,12 @@ def pack_many(environments: Sequence[Environment], options: Options, progress: P
     if folder is None or folder == "-":
         raise UsageError("several environments are packed into a directory", found=folder, hint="give one with -o DIR/")
     format_ = by_name("tar.zst" if options.format in ("infer", "") else options.format)
+    if isinstance(format_, Parcel):
+        raise UsageError("parcels have names of their own", hint="pack them one by one")
+    _check_format(format_, options)
+    there = os.path.realpath(folder) + "/"
+    if any(there.startswith(os.path.realpath(env.prefix) + "/") for env in environments):
+        raise UsageError("the output would lie in the environment itself", path=folder, hint="write it elsewhere")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -164,14 +170,7 @@ def _pack(
 ) -> _Packed:
     """Everything but the report. `replaced` is what may be the base if none is named; `output` what is opened."""
     keep_memory()
-    level = format_.default_level if options.compress_level is None else options.compress_level
-    if options.compress_level is not None and level not in format_.levels:
-        raise UsageError(
-            f"no such compression level for {format_.name}",
-            expected=f"{format_.levels.start} to {format_.levels.stop - 1}",
-            found=level,
-        )
-    format_.check()
+    level = _check_format(format_, options)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
     examination, plan = _plan(env, options, format_, threads, progress)
     replaced = replaced if options.force and replaced != "-" else None
@@ -197,6 +196,19 @@ def _pack(
         return _Packed(plan, examination, written, base.path, base.groups(), warnings)
 
 
+def _check_format(format_: Format, options: Options) -> int:
+    """The level, if the format can be written and has it."""
+    level = format_.default_level if options.compress_level is None else options.compress_level
+    if options.compress_level is not None and level not in format_.levels:
+        raise UsageError(
+            f"no such compression level for {format_.name}",
+            expected=f"{format_.levels.start} to {format_.levels.stop - 1}",
+            found=level,
+        )
+    format_.check()
+    return level
+
+
 def _plan(
     env: Environment, options: Options, format_: Format, threads: int, progress: Progress
 ) -> tuple[Examination, Plan]:
@@ -218,7 +230,7 @@ def _plan(
     examination = examine(
         env,
         threads=threads,
-        verify_source=options.verify_source,
+        verify_source=options.verify_source or options.on_modified == "error",
         prefix_is_unique=options.prefix_is_unique,
         progress=scanned,
     )
@@ -273,8 +285,11 @@ def _output(env: Environment, options: Options) -> tuple[Format, str]:
         return format_, output
     output = os.path.abspath(output)
     inside = [os.path.realpath(env.prefix), env.prefix]
-    if any((os.path.realpath(os.path.dirname(output)) + "/").startswith(prefix + "/") for prefix in inside):
+    places = (os.path.realpath(os.path.dirname(output)), os.path.realpath(output))
+    if any((place + "/").startswith(prefix + "/") for place in places for prefix in inside):
         raise UsageError("the output would lie in the environment itself", path=output, hint="write it elsewhere")
+    if isinstance(format_, Directory) and any((prefix + "/").startswith(places[1] + "/") for prefix in inside):
+        raise UsageError("the environment lies in the directory to be made", path=output, hint="write it elsewhere")
     if not os.path.isdir(os.path.dirname(output)):
         raise UsageError("the output's directory is not there", path=os.path.dirname(output), hint="make it first")
     return format_, output

@@ -154,7 +154,7 @@ def _overlay(
     warnings += check_target(target, table.files, strict or table.strict)
     if os.path.lexists(overlay):
         raise AlreadyExists("the overlay is already there", path=overlay, hint="give the name of a new directory")
-    if (overlay + "/").startswith(root + "/"):
+    if (os.path.realpath(overlay) + "/").startswith(os.path.realpath(root) + "/"):
         raise UsageError("the overlay would lie in the environment itself", path=overlay)
     partial = f"{overlay}.partial-{secrets.token_hex(4)}"
     try:
@@ -169,6 +169,9 @@ def _overlay(
             for path in (*result.unchanged, *result.left):
                 if os.path.lexists(os.path.join(partial, path)):
                     os.unlink(os.path.join(partial, path))
+            for folder, _, _ in os.walk(partial, topdown=False):
+                below = os.path.relpath(folder, partial)
+                os.chmod(folder, os.stat(os.path.join(root, below)).st_mode & 0o7777)
             os.rename(partial, overlay)
         except BaseException:
             remove_tree(partial)

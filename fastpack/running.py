@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 
 from fastpack._place_py import INCOMPLETE
@@ -41,7 +43,11 @@ def variables(prefix: str, before: Mapping[str, str]) -> dict[str, str]:
     for path in tables:
         found.update(_table(path, ()))
     found.update(_table(os.path.join(prefix, "conda-meta/state"), ("env_vars",)))
-    return found
+    return {name: value for name, value in found.items() if value != _UNSET}
+
+
+#: What `conda env config vars unset` writes.
+_UNSET = "***unset***"
 
 
 def _listed(folder: str) -> list[str]:
@@ -57,7 +63,11 @@ def _table(path: str, keys: Sequence[str]) -> dict[str, str]:
             table = json.load(file)
         for key in keys:
             table = table.get(key, {})
-        return {str(name): str(value) for name, value in table.items()}
+        for name, value in table.items():
+            if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+                raise ValueError(f"{name!r} is no variable's name and text")
+            os.fsencode(name + value)
+        return dict(table)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError) as error:
@@ -84,8 +94,20 @@ def run(prefix: str, command: Sequence[str]) -> None:
         own = ("CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CONDA_SHLVL", "CONDA_PROMPT_MODIFIER", "PATH")
         kept = {name: value for name, value in extra.items() if name not in own}
         text = '. "$1" || exit; shift; exec "$@"'
-        os.execve("/bin/sh", ["sh", "-c", text, "sh", activate, *command], {**os.environ, **kept})
+        _become("/bin/sh", ["sh", "-c", text, "sh", activate, *command], {**os.environ, **kept})
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None:
         raise UsageError("no such command in the environment or on PATH", found=command[0])
-    os.execve(program, list(command), environment)
+    try:
+        _become(program, list(command), environment)
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:  # a script without a first line, which shells run themselves
+            _become("/bin/sh", ["sh", program, *command[1:]], environment)
+        raise FastpackError(f"the command cannot be started ({error.strerror})", path=program) from None
+
+
+def _become(program: str, command: list[str], environment: dict[str, str]) -> None:
+    # Python ignores these, and a program that is started would do so, too.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.execve(program, command, environment)

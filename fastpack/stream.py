@@ -407,8 +407,10 @@ def _open_zip(
     """(arcroot with its slash, mtimes by the manifest, what writes its members); of another's file nothing is known."""
     heads = [name for name in archive.namelist()[:1] if name == PACK_JSON or name.endswith("/" + PACK_JSON)]
     arcroot = heads[0][: -len(PACK_JSON)] if heads else ""
-    if not heads or arcroot + MANIFEST not in archive.NameToInfo:
+    if not heads:
         return "", {}, _Writer(root, False)
+    if arcroot + MANIFEST not in archive.NameToInfo:
+        raise DamagedArchive("fastpack made it, and its manifest is not to be found", path=arcroot + MANIFEST)
     writer = _Writer(root, True)
     own = []
     for name in (PACK_JSON, MANIFEST, RELOCATIONS):

@@ -8,9 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import types
 import warnings
 import zipfile
@@ -449,3 +451,115 @@ def read_member(archive: Path, name: str) -> bytes:
         file = tar.extractfile(name)
         assert file is not None
         return file.read()
+
+
+# --- found by review
+
+
+def test_an_archive_on_standard_output_has_nothing_else_in_it(env: str, tmp_path: Path) -> None:
+    code = "from fastpack.conda_cli import main; main()"
+    command = [sys.executable, "-c", code, "-p", env, "--format", "tar", "-o", "-"]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0 and b"Collecting" in done.stderr and done.stdout[257:262] == b"ustar"
+    (tmp_path / "plain").write_text("")
+    done_ = ours("-p", env, "-f", "-q", "-o", tmp_path / "plain/d/x.tar.gz")
+    assert done_.returncode == 1 and done_.stderr.startswith("CondaPackError: ") and "Traceback" not in done_.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(number: int, env: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for k in range(3000):
+        write(env, f"share/many/{k}", b"x" * 3000)
+    write(env, "share/large", os.urandom(1 << 20) * 100)
+    code = "from fastpack.conda_cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "-p", env, "-q", "-o", "x.tbz2"], cwd=work, stderr=subprocess.PIPE
+    )
+    for _ in range(1000):
+        if os.listdir(work) or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == 1 and b"Interrupted" in said and b"Traceback" not in said
+    assert os.listdir(work) == []
+
+
+def test_on_modified_error_sees_everything(env: str, tmp_path: Path) -> None:
+    from tests.conftest import run_fastpack
+
+    install([MadePackage("large", files={"lib/big": MadeFile(bytes(3 << 20))})], env)
+    arguments = ["pack", "-p", env, "-f", "-o", tmp_path / "x.tar.zst", "--on-modified", "error"]
+    assert run_fastpack(*arguments).code == 0
+    with open(os.path.join(env, "lib/big"), "r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"changed")
+    done = run_fastpack(*arguments)
+    assert done.code == 17 and "lib/big" in done.err
+    write(env, "lib/big", bytes(3 << 20))
+    assert run_fastpack(*arguments).code == 0
+    os.unlink(os.path.join(env, "lib/more.txt"))
+    os.symlink("big", os.path.join(env, "lib/more.txt"))
+    done = run_fastpack(*arguments)
+    assert done.code == 17 and "lib/more.txt" in done.err
+
+
+def test_a_pth_file_with_other_lines_is_kept(env: str, tmp_path: Path) -> None:
+    from tests.conftest import run_fastpack
+
+    source = tmp_path / "source"
+    source.mkdir()
+    write(env, f"{SITE}/mixed.pth", f"{source}\n./inside\n")
+    write(env, f"{SITE}/alone.pth", f"# mine\n{source}/other\n\n")
+    write(env, f"{SITE}/inside/x.py", "")
+    done = run_fastpack("pack", "-p", env, "-o", tmp_path / "x.tar", "--editable", "drop")
+    assert done.code == 0 and "./inside" in done.err
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        names = archive.getnames()
+    assert f"{SITE}/mixed.pth" in names and f"{SITE}/alone.pth" not in names
+
+
+def test_run_and_what_it_hands_on(env: str, tmp_path: Path) -> None:
+    from tests.conftest import run_fastpack
+
+    write(env, "bin/plain", 'echo plain "$1" ${GONE-unset}\n', 0o755)
+    write(env, "bin/bad", "#!/no/such/interpreter\n", 0o755)
+    write(env, "conda-meta/state", '{"version": 1, "env_vars": {"GONE": "***unset***"}}')
+    assert run_fastpack("run", "-p", env, "plain", "a").out == "plain a unset\n"
+    done = run_fastpack("run", "-p", env, "sh", "-c", "grep SigIgn /proc/self/status")
+    assert int(done.out.split()[1], 16) & (1 << 12 | 1 << 24) == 0, "SIGPIPE and SIGXFSZ are as a shell has them"
+    done = run_fastpack("run", "-p", env, "bad")
+    assert done.code == 1 and "bin/bad" in done.err and len(done.err.splitlines()) == 1
+    for text in ('{"A=B": "x"}', '{"": "x"}', '{"A": null}', '{"A": "a\\u0000"}', "[]", "{", '{"A": "\\ud800"}'):
+        write(env, "etc/conda/env_vars.d/a.json", text)
+        done = run_fastpack("run", "-p", env, "plain")
+        assert done.code == 1 and "a.json" in done.err and len(done.err.splitlines()) == 1, (text, done.err)
+
+
+def test_an_overlay_keeps_modes_and_stays_outside(env: str, tmp_path: Path) -> None:
+    from tests.conftest import run_fastpack
+
+    fastpack.pack(prefix=env, output=str(tmp_path / "x.tar"))
+    root = tmp_path / "n"
+    root.mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "x.tar", "-C", root], check=True)
+    (root / "lib").chmod(0o555)
+    (tmp_path / "link").symlink_to(root)
+    assert run_fastpack("relocate", tmp_path / "link", "--overlay", root / "inside").code == 2
+    assert run_fastpack("relocate", root, "--overlay", tmp_path / "upper").code == 0
+    assert (tmp_path / "upper/lib").stat().st_mode & 0o7777 == 0o555
+    (tmp_path / "upper/lib").chmod(0o755)
+    (root / "lib").chmod(0o755)
+
+
+def test_several_environments_are_checked_first(env: str, tmp_path: Path) -> None:
+    from tests.conftest import run_fastpack
+
+    other = tmp_path / "other"
+    shutil.copytree(env, other, symlinks=True)
+    for options, place in ((["--compress-level", "99"], tmp_path / "new"), ([], Path(env, "inside")),
+                           (["--format", "parcel"], tmp_path / "new")):  # fmt: skip
+        done = run_fastpack("pack", "-p", env, "-p", other, "-o", place, *options)
+        assert done.code == 2 and not place.exists(), done.err

@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import stat
+import struct
 import subprocess
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -344,4 +346,83 @@ def test_a_damaged_archive_is_refused(suffix: str, env: str, tmp_path: Path) -> 
     out.write_bytes(data[: len(data) // 2])
     with pytest.raises(errors.FastpackError):
         fastpack.unpack(str(out), str(tmp_path / "n"))
+    assert not (tmp_path / "n").exists()
+
+
+# --- found by review
+
+
+def test_an_environment_is_not_replaced_by_its_own_copy(env: str, tmp_path: Path) -> None:
+    pack(env, tmp_path / "a.tar.zst")
+    target = tmp_path / "place" / "v"
+    fastpack.unpack(str(tmp_path / "a.tar.zst"), str(target))
+    before = snapshot(str(target))
+    for out in (target, tmp_path / "place"):
+        done = run_fastpack("pack", "-p", target, "--format", "no-archive", "-o", out, "--force", "--exclude", "lib/*")
+        assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+    assert snapshot(str(target)) == before
+
+
+def test_no_archive_again_with_force(env: str, tmp_path: Path) -> None:
+    out = tmp_path / "e.no-archive"
+    pack(env, out)
+    write(env, "share/one", "another")
+    pack(env, out, force=True)
+    assert (out / "share/one").read_text() == "another"
+    write(str(out), "share/mine", "mine")
+    with pytest.raises(errors.AlreadyExists, match="1 files that fastpack did not make"):
+        pack(env, out, force=True)
+    deep = tmp_path / "deep"
+    pack(env, deep, arcroot="a/b", format="no-archive")
+    assert os.listdir(deep) == ["a"]
+
+
+def test_a_file_that_grows_beyond_32_bits_in_a_zip(tmp_path: Path) -> None:
+    """4 GiB that cannot be compressed: the size is below the limit, what is written of it is not."""
+
+    class Nowhere:
+        def write(self, data: bytes) -> int:
+            return len(data)
+
+    job = types.SimpleNamespace(plan=types.SimpleNamespace(arcroot=""), zip_64=True, level=4)
+    writer = formats._ZipWriter(Nowhere(), job)  # type: ignore[arg-type]
+    first = formats._Row(b"b", 0o100644, 10**9, 8, 1, 0xFFFFFFFE, 0xFFFFFFE6, 0, True, False)
+    writer._open = 0, first
+    writer._add(formats._Row(b"b", 0o100644, 10**9, 8, 1, 10, 10, 0, False, True))
+    assert writer._descriptor == struct.pack(
+        "<4sLQQ", b"PK\x07\x08", formats._combined(1, 1, 10), 0x100000008, 0xFFFFFFF0
+    )
+    (entry,) = writer._entries
+    assert struct.unpack_from("<LL", entry, 20) == (0xFFFFFFFF, 0xFFFFFFFF)
+    assert struct.unpack_from("<HHQQ", entry, 47) == (1, 16, 0xFFFFFFF0, 0x100000008)
+    assert formats._is_large(0xFFFFFFE6) and not formats._is_large(4 << 29)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "says"),
+    [
+        ("exit 0", 1, "ended with 0"), ("cat > /dev/null; echo 'FATAL: No space left on device' >&2; exit 1", 23, "space"),
+        ("head -c 300000 /dev/zero | tr '\\0' x >&2; cat > /dev/null; exit 3", 1, "ended with 3"),
+    ],
+)  # fmt: skip
+def test_squashfs_whatever_its_tool_does(script: str, code: int, says: str, env: str, tmp_path: Path) -> None:
+    tool = tmp_path / "bin" / "mksquashfs"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\ncase "$1" in -version) echo "mksquashfs version 4.6"; exit ;; esac\n{script}\n')
+    tool.chmod(0o755)
+    there = sorted(os.listdir(tmp_path))
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    done = run_fastpack("pack", "-p", env, "-o", tmp_path / "e.squashfs", "--ignore-missing-files", env={"PATH": path})
+    assert done.code == code and says in done.err, done.err
+    assert sorted(os.listdir(tmp_path)) == there
+
+
+def test_a_zip_of_ours_without_its_manifest_is_refused(env: str, tmp_path: Path) -> None:
+    pack(env, tmp_path / "e.zip")
+    with zipfile.ZipFile(tmp_path / "e.zip") as whole, zipfile.ZipFile(tmp_path / "f.zip", "w") as part:
+        for info in whole.infolist():
+            if info.filename != ".fastpack/manifest" and info.filename.isascii():
+                part.writestr(info, whole.read(info.filename) if not info.is_dir() else b"")
+    with pytest.raises(errors.DamagedArchive, match="manifest is not to be found"):
+        fastpack.unpack(str(tmp_path / "f.zip"), str(tmp_path / "n"))
     assert not (tmp_path / "n").exists()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastpack import api, checks, errors
+from fastpack import api, checks, errors, fs
 from fastpack._version import VERSION as __version__
 from fastpack.formats import FORMATS, by_name
 from fastpack.model import Kind, PackReport, Verdict
@@ -174,9 +174,12 @@ class CondaEnv:
                 output = f"{self.name}.{format}"
             folder = os.path.dirname(output) if output is not None else ""
             if force and folder:
-                os.makedirs(folder, exist_ok=True)
+                try:
+                    os.makedirs(folder, exist_ok=True)
+                except OSError as error:
+                    raise fs.explain_os_error(error, folder) from None
             if verbose:
-                sys.stdout.write(f"Packing environment at {self.prefix!r} to {output!r}\n")
+                _say(f"Packing environment at {self.prefix!r} to {output!r}", output)
             report: PackReport = self._environment.pack(
                 output, format=format, arcroot=arcroot or "", dest_prefix=dest_prefix, force=force,
                 compress_level=_level(compress_level, format), zip_symlinks=zip_symlinks, zip_64=zip_64,
@@ -189,6 +192,11 @@ class CondaEnv:
         if modified and not any(warning.code == "modified" for warning in report.warnings):
             context.warn(f"{modified} files of packages were changed since they were installed: packed as they are")
         return output if output is not None else os.path.relpath(report.output)
+
+
+def _say(text: str, output: str | None) -> None:
+    """What conda_pack prints; not into an archive that goes to standard output."""
+    (sys.stderr if output == "-" else sys.stdout).write(text + "\n")
 
 
 def _format_of(output: str) -> str:
@@ -223,7 +231,7 @@ def pack(
     if name and prefix:
         raise CondaPackException("Cannot specify both 'name' and 'prefix'")
     if verbose:
-        sys.stdout.write("Collecting packages...\n")
+        _say("Collecting packages...", output)
     ignored: dict[str, Any] = {
         "ignore_editable_packages": ignore_editable_packages, "ignore_missing_files": ignore_missing_files,
     }  # fmt: skip
