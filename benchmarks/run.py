@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=None, help="of what takes minutes (default: as many)")
     parser.add_argument("--only", action="append", default=[], metavar="TOOL", help="only this tool; more than once")
+    parser.add_argument("--once", action="store_true", help="leave out packing again")
     parser.add_argument("--threads", type=int, default=benching.default_threads())
     parser.add_argument("--keep", metavar="DIR", help="where environments are kept for the next run")
     parser.add_argument("--out", metavar="DIR", type=Path, help="default: benchmarks/runs/<date>-<machine>")
@@ -184,7 +185,7 @@ def main() -> None:
                 tools += [dataclasses.replace(tool, rounds=1) for tool in LEVELS]
             results[name] = measure(prefix, name, tools, options)
             (out / f"{name}.json").write_text(json.dumps(results[name], indent=1) + "\n")
-            if name != "many":
+            if name != "many" and not arguments.once:
                 with tempfile.TemporaryDirectory(prefix="fastpack-again-", dir=folder) as work:
                     again[name] = incremental.run(
                         prefix, work, min(3, arguments.rounds), arguments.threads,
