@@ -15,7 +15,9 @@ _PACKAGE = os.path.dirname(_FOLDER)
 ACTIVATION = {
     "bin/activate": "activate",
     "bin/activate.fish": "activate.fish",
+    "bin/activate.csh": "activate.csh",
     "bin/deactivate": "deactivate",
+    "bin/deactivate.csh": "deactivate.csh",
 }
 CONDA_UNPACK = "bin/conda-unpack"
 

@@ -35,7 +35,8 @@ POLICY_FOLDERS = (
 POLICY_SCRIPTS = frozenset(
     "bin/" + name
     for name in (
-        "conda", "activate", "deactivate", "activate.fish", "deactivate.fish", "conda-unpack",
+        "conda", "activate", "deactivate", "activate.fish", "deactivate.fish", "activate.csh", "deactivate.csh",
+        "conda-unpack",
         "conda_unpack_progress.py", "conda-unpack-script.py",
     )
 )  # fmt: skip

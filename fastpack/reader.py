@@ -13,7 +13,7 @@ from fastpack import container, digest, pagecache
 from fastpack._batch_py import BLOCK, NAME
 from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
-from fastpack.errors import DamagedArchive
+from fastpack.errors import DamagedArchive, UsageError
 from fastpack.frames import Locator, open_descriptor, read_manifest
 from fastpack.manifest import BROKEN, Manifest, Member, tar_headers
 from fastpack.model import Kind
@@ -214,6 +214,10 @@ class Archive:
                 yield segment.of(plain)
 
 
+#: First bytes of formats that are only written and unpacked.
+_WITHOUT_FRAMES = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"hsqs": "squashfs"}
+
+
 @contextmanager
 def open_archive(path: str) -> Iterator[Archive]:
     """Open an archive of fastpack's, and read its manifest.
@@ -228,6 +232,13 @@ def open_archive(path: str) -> Iterator[Archive]:
             raise DamagedArchive("that is no file that can be read from its end", path=path, hint="give it as a file")
         found = read_manifest(descriptor, path)
         if found is None:
+            head = os.pread(descriptor, 8, 0)
+            for magic, name in _WITHOUT_FRAMES.items():
+                if head.startswith(magic):
+                    raise UsageError(
+                        f"parts of a {name} file are not found from its end", path=path,
+                        expected="a tar.zst, tar.gz or tar", hint="unpack it, and verify the directory",
+                    )  # fmt: skip
             raise DamagedArchive(
                 "fastpack did not make this archive, or its end is missing",
                 path=path,

@@ -25,7 +25,7 @@ from fastpack import digest
 from fastpack._place_py import EPOCH_2000, RELOCATIONS, content_mtime
 from fastpack.codec import by_magic, stream_reader
 from fastpack.destination import Destination
-from fastpack.errors import DamagedArchive, HostileArchive, NoSpace
+from fastpack.errors import DamagedArchive, HostileArchive, NoSpace, UsageError
 from fastpack.fs import check_relative, free_bytes
 from fastpack.manifest import (
     BROKEN,
@@ -163,6 +163,9 @@ def extract_stream(
         opener: Any = bz2.BZ2File if raw.head.startswith(b"BZh") else lzma.LZMAFile
         source = opener(raw)
     else:
+        if raw.head.startswith(b"hsqs"):
+            raise UsageError("a squashfs file is mounted, or unpacked by unsquashfs", path=archive,
+                             hint="then run fastpack relocate on it")  # fmt: skip
         raise DamagedArchive(
             "this is no archive that fastpack knows", path=archive, expected="a tar, plain or by zstd, gzip, bzip2, xz",
             found=repr(raw.head[:8]),

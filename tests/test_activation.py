@@ -33,6 +33,9 @@ def env(tmp_path: Path) -> str:
         "etc/conda/deactivate.d/a.sh": MadeFile(b"unset APP_HOME APP_ORDER\n"),
         "etc/conda/activate.d/a.fish": MadeFile(b'set -gx APP_HOME "$CONDA_PREFIX/app"\n'),
         "etc/conda/deactivate.d/a.fish": MadeFile(b"set -e APP_HOME\n"),
+        "etc/conda/activate.d/a.csh": MadeFile(b'setenv APP_HOME "$CONDA_PREFIX/app"\n'),
+        "etc/conda/activate.d/b.csh": MadeFile(b'setenv APP_ORDER "$APP_HOME:t"\n'),
+        "etc/conda/deactivate.d/a.csh": MadeFile(b"unsetenv APP_HOME APP_ORDER\n"),
         "etc/conda/activate.d/other.txt": MadeFile(b"exit 3\n"),
     }
     install([app_package(), MadePackage("act", files=files)], source)
@@ -183,3 +186,77 @@ def test_the_deactivate_of_another_tool_comes_back(env: str, shell: str) -> None
     require(shell)
     done = run(shell, 'deactivate() { echo theirs; }; . "$1/bin/activate"; deactivate; deactivate', env)
     assert (done.stdout.strip(), done.stderr) == ("theirs", "")
+
+
+# --- csh and tcsh
+
+
+def run_csh(shell: str, folder: Path, text: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")}
+    script = folder / "script.csh"
+    script.write_text(text)
+    path = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    return subprocess.run(
+        [shell, "-f", str(script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, **path, **variables},
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("shell", ["tcsh", "csh"])
+@pytest.mark.parametrize(
+    "before", [{}, {"CONDA_PREFIX": "/x y", "CONDA_SHLVL": "3", "CONDA_DEFAULT_ENV": "x"}], ids=["", "in another"]
+)
+def test_csh_activates_and_undoes_itself_exactly(env: str, tmp_path: Path, shell: str, before: dict[str, str]) -> None:
+    require(shell)
+    text = """set prompt = "% "
+cd /
+env | sort > "$2/before"
+set > "$2/before-set"
+source "$1/bin/activate.csh"
+printf '%s\\n' "$CONDA_PREFIX" "$CONDA_DEFAULT_ENV" "$CONDA_SHLVL" "$PATH" "$prompt" "$APP_HOME" "$APP_ORDER"
+source "$1/bin/activate.csh"
+printf '%s\\n' "$CONDA_SHLVL"
+setenv PATH "/mine:$PATH"
+rehash
+deactivate
+printf '%s\\n' "$PATH"
+setenv PATH "$PATH:s,/mine:,,"
+env | sort > "$2/after"
+set > "$2/after-set"
+alias deactivate
+"""
+    done = run_csh(shell, tmp_path, text.replace("\\\\", "\\"), env, str(tmp_path), LANG="C.UTF-8", **before)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    usual = "/usr/local/bin:/usr/bin:/bin"
+    level = str(int(before.get("CONDA_SHLVL", "0")) + 1)
+    assert done.stdout.splitlines() == [
+        env, os.path.basename(env), level, f"{env}/bin:{usual}", "(env) % ", f"{env}/app", "app", level, f"/mine:{usual}",
+    ]  # fmt: skip
+    for name in ("", "-set"):
+        one, other = ((tmp_path / f"{when}{name}").read_text().splitlines() for when in ("before", "after"))
+        own = ("_\t", "status\t", "_=")
+        assert [x for x in other if not x.startswith(own)] == [x for x in one if not x.startswith(own)]
+
+
+@pytest.mark.parametrize("shell", ["tcsh", "csh"])
+def test_csh_goes_from_one_environment_to_another(env: str, tmp_path: Path, shell: str) -> None:
+    require(shell)
+    other = str(tmp_path / "other")
+    fastpack.unpack(str(tmp_path / "a.tar.zst"), str(tmp_path / "first"))
+    os.rename(tmp_path / "first", other)
+    text = """source "$1/bin/activate.csh"
+source "$2/bin/activate.csh"
+printf '%s\\n' "$CONDA_PREFIX" "$CONDA_SHLVL" "$PATH"
+deactivate
+printf '%s\\n' $?CONDA_PREFIX "$PATH"
+"""
+    done = run_csh(shell, tmp_path, text.replace("\\\\", "\\"), env, other, LANG="C.UTF-8")
+    assert done.stdout.splitlines() == [other, "1", f"{other}/bin:/usr/local/bin:/usr/bin:/bin", "0",
+                                        "/usr/local/bin:/usr/bin:/bin"]  # fmt: skip
+    assert "this environment was moved" in done.stderr and len(done.stderr.splitlines()) == 1
+    (Path(other) / ".fastpack/incomplete").touch()
+    done = run_csh(shell, tmp_path, 'source "$1/bin/activate.csh"\nprintf "%s" $?CONDA_PREFIX\n', other)
+    assert done.stdout == "0" and "not unpacked to its end" in done.stderr

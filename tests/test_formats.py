@@ -426,3 +426,17 @@ def test_a_zip_of_ours_without_its_manifest_is_refused(env: str, tmp_path: Path)
     with pytest.raises(errors.DamagedArchive, match="manifest is not to be found"):
         fastpack.unpack(str(tmp_path / "f.zip"), str(tmp_path / "n"))
     assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.bz2", "tar.xz", "squashfs"])
+def test_commands_that_need_frames_say_so(suffix: str, env: str, tmp_path: Path) -> None:
+    if suffix == "squashfs" and shutil.which("mksquashfs") is None:
+        pytest.skip("no squashfs-tools")
+    out = tmp_path / f"e.{suffix}"
+    pack(env, out)
+    for command in (["verify"], ["inspect"], ["ls"], ["diff", env]):
+        done = run_fastpack(*command, out)
+        assert done.code == 2 and "not found from its end" in done.err and len(done.err.splitlines()) == 1, done.err
+    if suffix == "squashfs":
+        done = run_fastpack("unpack", out, "-p", tmp_path / "n")
+        assert done.code == 2 and "unsquashfs" in done.err

@@ -8,7 +8,15 @@ import stat
 from collections.abc import Iterator
 
 #: What fastpack adds to an environment.
-OWN = (".fastpack/", "bin/activate", "bin/activate.fish", "bin/deactivate", "bin/conda-unpack")
+OWN = (
+    ".fastpack/",
+    "bin/activate",
+    "bin/activate.fish",
+    "bin/activate.csh",
+    "bin/deactivate",
+    "bin/deactivate.csh",
+    "bin/conda-unpack",
+)
 
 
 def walk(root: str) -> Iterator[str]:
