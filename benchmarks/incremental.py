@@ -131,7 +131,7 @@ def run(
         os.umask(before)
     shell(f'{PACK} -p "$PREFIX" -o old.tar.zst; {UNPACK} old.tar.zst -p "$OTHER"; {RESTORE}')
     shell(f'cp learnt before.tar.zst; {UNPACK} before.tar.zst -p "$BASE"')
-    there = shell(f"{PIP} list")
+    there = shell('"$OTHER/bin/python" -m pip list --disable-pip-version-check')
     results = {"": measure(SCENARIOS, rounds, RESTORE)}
     shell(f'rm -rf "$AGAIN"; {SCENARIOS[6].before}; {SCENARIOS[6].command}')
     with _xfs(work, 4 * n_bytes) as mounted:
