@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import platform
 import threading
 import zlib
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import zstandard
 
@@ -167,42 +168,48 @@ def _vectors() -> str:
     return next((name for name in _VECTORS if name in flags), platform.machine())
 
 
-class Bzip2:
-    name = "tar.bz2"
-    suffix = ".tar.bz2"
-    default_level = 9
-    levels = range(1, 10)
+class _Streams:
+    """Frames that are streams of their own, any number of which in a row are one file.
+
+    They are not found again from the file's end: an archive of them is read as a stream.
+    """
+
+    name: str
+    library: str
 
     def compress(self, data: Buffer, level: int) -> bytes:
-        """A bzip2 stream of its own: any number of them in a row are one file."""
-        import bz2  # noqa: PLC0415 (this format alone)
-
-        return bz2.compress(data, level)
+        return bytes(self._module().compress(data, level))
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
-        raise NotImplementedError("its frames are not found again: it is read as a stream")
+        module = self._module()
+        try:
+            plain: bytes = module.decompress(data)
+        except (OSError, EOFError, ValueError, getattr(module, "LZMAError", OSError)) as error:
+            raise DamagedArchive(f"a {self.library} stream cannot be decompressed: {error}") from None
+        if len(plain) != n_bytes:
+            raise DamagedArchive("a stream has another size than it should", expected=n_bytes, found=len(plain))
+        return plain
 
     def versions(self) -> dict[str, str]:
         return {}
 
+    def _module(self) -> Any:
+        return importlib.import_module(self.library)  # these formats alone need it
 
-class Xz:
-    name = "tar.xz"
-    suffix = ".tar.xz"
+
+class Bzip2(_Streams):
+    name, suffix, library = "tar.bz2", ".tar.bz2", "bz2"
+    default_level = 9
+    levels = range(1, 10)
+
+
+class Xz(_Streams):
+    name, suffix, library = "tar.xz", ".tar.xz", "lzma"
     default_level = 6
     levels = range(10)
 
     def compress(self, data: Buffer, level: int) -> bytes:
-        """An xz stream of its own: any number of them in a row are one file."""
-        import lzma  # noqa: PLC0415 (this format alone)
-
-        return lzma.compress(data, preset=level)
-
-    def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
-        raise NotImplementedError("its frames are not found again: it is read as a stream")
-
-    def versions(self) -> dict[str, str]:
-        return {}
+        return bytes(self._module().compress(data, preset=level))
 
 
 class Uncompressed:

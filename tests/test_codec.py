@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import random
 import threading
 import zlib
@@ -10,10 +12,11 @@ import zlib
 import pytest
 import zstandard
 
-from fastpack.codec import ADAPTIVE, CODECS
+from fastpack.codec import ADAPTIVE, CODECS, Codec
 from fastpack.errors import DamagedArchive
 
 ZSTD, GZIP = CODECS["tar.zst"], CODECS["tar.gz"]
+BZIP2, XZ = CODECS["tar.bz2"], CODECS["tar.xz"]
 
 
 def data_of(share: float, n_bytes: int = 1 << 20) -> bytes:
@@ -67,7 +70,7 @@ def test_gzip_levels_are_worth_their_size() -> None:
     assert sizes[4] < 1.05 * len(zlib.compress(FRAMES[4], 4))
 
 
-@pytest.mark.parametrize("codec", [ZSTD, GZIP])
+@pytest.mark.parametrize("codec", [ZSTD, GZIP, BZIP2, XZ])
 def test_a_frame_of_another_length_is_damaged(codec: object) -> None:
     packed = codec.compress(b"abc" * 1000, 1)  # type: ignore[attr-defined]
     for n_bytes in (2999, 3001):
@@ -79,3 +82,15 @@ def test_a_frame_of_another_length_is_damaged(codec: object) -> None:
 
 def test_versions_name_what_the_bytes_depend_on() -> None:
     assert {"isal", "zlib-ng", "vectors"} <= set(GZIP.versions()) and ZSTD.versions()
+
+
+@pytest.mark.parametrize("codec", [BZIP2, XZ])
+def test_streams_in_a_row_are_one_file(codec: Codec) -> None:
+    data = b"some text " * 1000
+    for level in (codec.levels[0], codec.levels[-1]):
+        packed = codec.compress(data, level)
+        assert codec.decompress(packed, len(data)) == data
+        assert (bz2 if codec is BZIP2 else lzma).decompress(packed + packed) == data + data
+    for bad in (packed[:-5], b"", packed[:40] + b"?" + packed[41:]):
+        with pytest.raises(DamagedArchive):
+            codec.decompress(bad, len(data))
