@@ -611,7 +611,10 @@ def bench(
     prefix: str, rounds: int, only: tuple[str, ...], check: str | None, work: str | None, n_threads: int, quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Pack and unpack the environment at PREFIX with fastpack and the other packers that are installed."""
+    """Pack and unpack the environment at PREFIX with fastpack and the other packers that are installed.
+
+    As root, the kernel's caches are dropped before each command, and what it reads is read once.
+    """
     console = Console("bench", quiet, as_json)
 
     def do() -> BenchReport:
