@@ -116,7 +116,7 @@ def test_the_formats_own_tools_read_it(suffix: str, command: list[str], env: str
         subprocess.run(
             options, cwd=plain if plain.exists() else tmp_path, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"}
         )
-        shutil.move(plain, tmp_path / run[0] / "x" if False else tmp_path / f"by-{run[0]}-{archive.suffix}")
+        shutil.move(plain, tmp_path / f"by-{run[0]}-{archive.suffix}")
     one, other = (content(path) for path in sorted(tmp_path.glob("by-*")))
     without_times = [
         {path: row[:-1] if suffix == "zip" else row for path, row in tree.items()} for tree in (one, other)
