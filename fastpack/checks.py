@@ -85,10 +85,11 @@ def _of_editable(env: Environment, warnings: list[Warned]) -> frozenset[str]:
         elif name.endswith(".egg-link"):
             found.add(f"{folder}/easy-install.pth")
     found &= env.files.keys()
-    for path in [path for path in found if path.endswith(".pth") and (kept := also_inside(env, path))]:
-        found.remove(path)
-        text = f"kept, with lines that lead out of the environment, as it also has {kept[0]!r}"
-        warnings.append(Warned("editable", path, text))
+    for path in sorted(path for path in found if path.endswith(".pth")):
+        if kept := also_inside(env, path):
+            found.remove(path)
+            text = f"kept, with lines that lead out of the environment, as it also has {kept[0]!r}"
+            warnings.append(Warned("editable", path, text))
     return frozenset(found)
 
 
