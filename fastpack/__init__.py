@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Environment,
         apply_delta,
         diff,
+        disk_usage,
         inspect,
         make_delta,
         pack,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Environment", "FastpackError", "__version__", "apply_delta", "diff", "inspect", "make_delta", "pack", "relocate",
-    "status", "unpack", "verify",
+    "Environment", "FastpackError", "__version__", "apply_delta", "diff", "disk_usage", "inspect", "make_delta", "pack",
+    "relocate", "status", "unpack", "verify",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from fastpack import environment, errors
 from fastpack import inspecting as _inspecting
 from fastpack import packing as _packing
 from fastpack import relocating as _relocating
+from fastpack import sizes as _sizes
 from fastpack import unpacking as _unpacking
 from fastpack import verifying as _verifying
 from fastpack.cache import DEFAULT_BYTES
@@ -18,6 +19,7 @@ from fastpack.model import (
     ApplyReport,
     DeltaReport,
     DiffReport,
+    DiskUsageReport,
     InspectReport,
     PackReport,
     RelocateReport,
@@ -113,7 +115,7 @@ def pack(
     compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip and zip 0 to 9 (default 4), bzip2
         1 to 9 (9), xz 0 to 9 (6), squashfs 0 (stored) to 8 (zstd), 9 (xz), default 4.
     n_threads : 0 or -1 for all cores.
-    filters : ``("exclude" | "include", pattern)``, applied in order.
+    filters : ``("exclude" | "include", pattern)`` or ``("slim", kind)`` (see kinds.py), applied in order.
     ignore_editable_packages, ignore_missing_files : go on where that would be an error.
     on_missing : of packages' files that are not on disk: ``error``, ``warn`` or ``ignore``.
     on_modified : of packages' files that were changed since: ``error``, ``warn`` or ``ignore``; they are packed as they
@@ -144,9 +146,9 @@ def pack(
     else:
         env = Environment.from_default()
     for kind, pattern in filters or ():
-        if kind not in ("exclude", "include"):
-            raise errors.UsageError("an unknown kind of filter", expected="exclude or include", found=kind)
-        env = env.exclude(pattern) if kind == "exclude" else env.include(pattern)
+        if kind not in ("exclude", "include", "slim"):
+            raise errors.UsageError("an unknown kind of filter", expected="exclude, include or slim", found=kind)
+        env = getattr(env, kind)(pattern)
     return env.pack(
         output, format=format, arcroot=arcroot, dest_prefix=dest_prefix, parcel_root=parcel_root,
         parcel_name=parcel_name, parcel_version=parcel_version, parcel_distro=parcel_distro, verbose=verbose,
@@ -206,6 +208,11 @@ def inspect(archive: str) -> InspectReport:
 def status(prefix: str) -> StatusReport:
     """Where an environment thinks it lies, and whether that is true: see `fastpack.inspecting.status`."""
     return _inspecting.status(os.fspath(prefix))
+
+
+def disk_usage(target: str) -> DiskUsageReport:
+    """What makes an environment or an archive so big: see `fastpack.sizes.disk_usage`."""
+    return _sizes.disk_usage(os.fspath(target))
 
 
 @no_collection()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fastpack._place_py import RelocatedFile
 from fastpack.environment import Environment, also_inside
@@ -13,7 +14,21 @@ from fastpack.examine import Examination, likely_cause, modified
 from fastpack.model import Kind, Warned
 
 
-def check_missing(env: Environment, excluded: frozenset[str], policy: str, warnings: list[Warned]) -> None:
+def warn_slimmed(env: Environment, excluded: Mapping[str, str], warnings: list[Warned]) -> None:
+    """Say how much each ``--slim`` leaves out."""
+    n_files: Counter[str] = Counter()
+    n_bytes: Counter[str] = Counter()
+    for path, why in excluded.items():
+        if why.startswith("slim") and path in env.files:
+            n_files[why] += 1
+            n_bytes[why] += env.files[path].n_bytes if env.files[path].kind is Kind.FILE else 0
+    warnings.extend(
+        Warned("slim", None, f"left out by {why}: {number} files, {n_bytes[why] / 1e6:.1f} MB")
+        for why, number in sorted(n_files.items())
+    )
+
+
+def check_missing(env: Environment, excluded: Collection[str], policy: str, warnings: list[Warned]) -> None:
     """Managed files that are not on disk, with their package and the likely cause: `policy` ``error``, ``warn`` or
     ``ignore``."""
     if policy == "ignore":
@@ -94,7 +109,7 @@ def _of_editable(env: Environment, warnings: list[Warned]) -> frozenset[str]:
 
 
 def check_modified(
-    env: Environment, examination: Examination, excluded: frozenset[str], policy: str, warnings: list[Warned]
+    env: Environment, examination: Examination, excluded: Collection[str], policy: str, warnings: list[Warned]
 ) -> None:
     """Managed files that were changed since, by package, and paths that several packages claim.
 

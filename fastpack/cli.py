@@ -13,6 +13,7 @@ import click
 
 from fastpack._version import VERSION
 from fastpack.console import Console, interrupt, run, size
+from fastpack.kinds import KINDS
 
 if TYPE_CHECKING:
     from fastpack.model import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         CatReport,
         DeltaReport,
         DiffReport,
+        DiskUsageReport,
         InspectReport,
         ListReport,
         PackManyReport,
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
 
 
 class _Filters(click.Command):
-    """Keeps --exclude and --include in the order in which they were given, across the two options."""
+    """Keeps --exclude, --include and --slim in the order in which they were given, across the options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ordered: list[tuple[str, str]] = []
         for position, argument in enumerate(args):
             if argument == "--":
                 break
-            for kind in ("exclude", "include"):
+            for kind in ("exclude", "include", "slim"):
                 if argument == f"--{kind}" and position + 1 < len(args):
                     ordered.append((kind, args[position + 1]))
                 elif argument.startswith(f"--{kind}="):
@@ -105,6 +107,9 @@ _ignore_requirements = click.option(
 @click.option("--no-zip-64", is_flag=True, help="Refuse what needs ZIP64 extensions.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files that match; * matches / too.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Take back excluded files; in the order given.")
+@click.option(
+    "--slim", multiple=True, type=click.Choice(list(KINDS)), help="Leave out files of a kind; fastpack du counts them."
+)
 @click.option("--force", "-f", is_flag=True, help="Replace an output that is there; it is the base if none is named.")
 @click.option("--base", metavar="ARCHIVE", help="Copy what did not change from an earlier archive.")
 @click.option("--base-id", metavar="ID", help="Refuse any base but the archive with this id.")
@@ -137,8 +142,8 @@ _ignore_requirements = click.option(
 def pack(
     context: click.Context, prefix: tuple[str, ...], name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
-    include: tuple[str, ...], force: bool, base: str | None, base_id: str | None, reuse_any: bool,
-    cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
+    include: tuple[str, ...], slim: tuple[str, ...], force: bool, base: str | None, base_id: str | None,
+    reuse_any: bool, cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
     verify_source: bool, verify_content: bool, prefix_is_unique: bool, pad: tuple[str, ...],
     external_links: str | None, strict: bool, parcel_root: str | None, parcel_name: str | None,
     parcel_version: str | None, parcel_distro: str | None, zip_symlinks: bool, no_zip_64: bool, on_missing: str,
@@ -160,7 +165,7 @@ def pack(
         else:
             environments = [Environment.from_name(name) if name else Environment.from_default()]
         for kind, pattern in context.obj:
-            environments = [e.exclude(pattern) if kind == "exclude" else e.include(pattern) for e in environments]
+            environments = [getattr(e, kind)(pattern) for e in environments]
         options = packing.Options(
             output=output, format=format_, compress_level=compress_level, n_threads=n_threads, arcroot=arcroot,
             dest_prefix=dest_prefix, force=force, ignore_missing_files=ignore_missing_files,
@@ -378,6 +383,39 @@ def inspect(archive: str, as_json: bool) -> None:
             share = f"{packed / plain:.0%}" if plain else ""
             name = f"{group['kind']} {group['name']} {group['version']}".strip()
             console.show(f"{size(packed):>10} {size(plain):>10} {share:>6} {group['n_files']!s:>7}  {name}")
+
+    run(console, work, describe)
+
+
+@cli.command()
+@click.argument("target", metavar="PREFIX|ARCHIVE")
+@click.option("--top", type=int, default=20, show_default=True, metavar="N", help="How many packages; 0 for all.")
+@_json
+def du(target: str, top: int, as_json: bool) -> None:
+    """Say what makes an environment, or an archive, so big: per package, and per kind of file (see pack --slim)."""
+    console = Console("du", False, as_json)
+
+    def work() -> DiskUsageReport:
+        from fastpack import sizes  # noqa: PLC0415
+
+        return sizes.disk_usage(target)
+
+    def describe(report: DiskUsageReport) -> None:
+        console.show(f"{report.target}: {size(report.n_bytes)} in {report.n_files} files")
+        for kind, row in report.kinds.items():
+            console.show(f"{size(row['n_bytes']):>10} {row['n_files']:>7}  {kind}: {KINDS.get(kind, 'all else')}")
+        if report.debug_section_bytes:
+            console.show(f"{size(report.debug_section_bytes):>10}          debug sections inside of binaries, in these")
+        console.show(f"{'size':>10} {'files':>7}  package")
+        shown = report.packages[: top or None]
+        for package in shown:
+            name = f"{package['kind']} {package['name']} {package['version']}".rstrip()
+            kinds = sorted(package["kinds"].items(), key=lambda item: -item[1])
+            inside = ", ".join(f"{size(n_bytes)} {kind}" for kind, n_bytes in kinds if kind != "other")
+            console.show(f"{size(package['n_bytes']):>10} {package['n_files']:>7}  {name}{inside and f' ({inside})'}")
+        if len(shown) < len(report.packages):
+            rest = sum(package["n_bytes"] for package in report.packages[len(shown) :])
+            console.show(f"{size(rest):>10}          {len(report.packages) - len(shown)} more (--top 0 shows them)")
 
     run(console, work, describe)
 

@@ -52,7 +52,7 @@ _LAYOUTS = {
     1: _Layout(("I", 32), 46, ("I", 16), ("I", 20), 24),
     2: _Layout(("Q", 40), 58, ("Q", 24), ("Q", 32), 40),
 }
-_SHT_GNU_VERNEED = 0x6FFFFFFE
+_SHT_GNU_VERNEED, _SHT_NOBITS = 0x6FFFFFFE, 8
 #: More than any library has: what a broken header claims beyond is not read.
 _MAX_SECTIONS, _MAX_TABLE = 1 << 16, 64 << 20
 
@@ -69,37 +69,69 @@ def glibc_needed(pread: PRead, arch: str) -> str | None:
         return None
 
 
-def _glibc_needed(pread: PRead, arch: str) -> str | None:
-    head = pread(64, 0)
-    layout = _LAYOUTS[head[4]] if head[:4] == MAGIC and head[4] in _LAYOUTS else None
-    if layout is None or head[5] not in (1, 2):
-        return None
-    order = "<" if head[5] == 1 else ">"
+class _Sections:
+    """The section headers of a file, read by hand as elf.h lays them out."""
 
-    def word(kind: str, data: bytes, offset: int) -> int:
-        value: int = struct.unpack_from(order + kind, data, offset)[0]
+    def __init__(self, pread: PRead, head: bytes) -> None:
+        self._pread = pread
+        self._layout = _LAYOUTS[head[4]]
+        self.order = "<" if head[5] == 1 else ">"
+        layout = self._layout
+        start, self._width = self._word(layout.e_shoff[0], head, layout.e_shoff[1]), self._half(head, 0)
+        count = self._half(head, 2)
+        if not count and start:  # more sections than the field holds: the first one's size says how many
+            count = self._word(layout.sh_size[0], pread(self._width, start), layout.sh_size[1])
+        self._table = pread(self._width * min(count, _MAX_SECTIONS), start)
+        self.names_index = self._half(head, 4)
+
+    def _word(self, kind: str, data: bytes, offset: int) -> int:
+        value: int = struct.unpack_from(self.order + kind, data, offset)[0]
         return value
 
-    if arch in _MACHINES and word("H", head, 18) != _MACHINES[arch]:
+    def _half(self, head: bytes, offset: int) -> int:
+        return self._word("H", head, self._layout.e_shentsize + offset)
+
+    def __len__(self) -> int:
+        return len(self._table) // self._width if self._width else 0
+
+    def name(self, index: int) -> int:
+        """The offset of its name in the section of names."""
+        return self._word("I", self._table, index * self._width)
+
+    def kind(self, index: int) -> int:
+        return self._word("I", self._table, index * self._width + 4)
+
+    def link(self, index: int) -> int:
+        return self._word("I", self._table, index * self._width + self._layout.sh_link)
+
+    def size(self, index: int) -> int:
+        kind, offset = self._layout.sh_size
+        return self._word(kind, self._table, index * self._width + offset)
+
+    def data(self, index: int) -> bytes:
+        kind, offset = self._layout.sh_offset
+        start = self._word(kind, self._table, index * self._width + offset)
+        return self._pread(min(self.size(index), _MAX_TABLE), start)
+
+
+def _is_elf(head: bytes) -> bool:
+    return head[:4] == MAGIC and head[4] in _LAYOUTS and head[5] in (1, 2)
+
+
+def _glibc_needed(pread: PRead, arch: str) -> str | None:
+    head = pread(64, 0)
+    if not _is_elf(head):
         return None
-    start, width = word(layout.e_shoff[0], head, layout.e_shoff[1]), word("H", head, layout.e_shentsize)
-    count = word("H", head, layout.e_shentsize + 2)
-    if not count and start:  # more sections than the field holds: the first one's size says how many
-        count = word(layout.sh_size[0], pread(width, start), layout.sh_size[1])
-    table = pread(width * min(count, _MAX_SECTIONS), start)
-
-    def section(index: int) -> bytes:
-        offset = word(layout.sh_offset[0], table, index * width + layout.sh_offset[1])
-        return pread(min(word(layout.sh_size[0], table, index * width + layout.sh_size[1]), _MAX_TABLE), offset)
-
+    if arch in _MACHINES and struct.unpack_from("<H" if head[5] == 1 else ">H", head, 18)[0] != _MACHINES[arch]:
+        return None
+    sections = _Sections(pread, head)
     best: tuple[int, ...] = ()
     name = None
-    for index in range(len(table) // width if width else 0):
-        if word("I", table, index * width + 4) != _SHT_GNU_VERNEED:
+    for index in range(len(sections)):
+        if sections.kind(index) != _SHT_GNU_VERNEED:
             continue
-        needs = section(index)
-        names = section(word("I", table, index * width + layout.sh_link))
-        for flags, at in _versions(needs, order):
+        needs, names = sections.data(index), sections.data(sections.link(index))
+        for flags, at in _versions(needs, sections.order):
             text = names[at : names.index(b"\0", at)]
             if flags & _WEAK or not text.startswith(b"GLIBC_"):
                 continue
@@ -108,6 +140,23 @@ def _glibc_needed(pread: PRead, arch: str) -> str | None:
             if key > best:
                 best, name = key, version
     return name
+
+
+def debug_bytes(pread: PRead) -> int:
+    """Bytes of a file's debug sections, as they lie there (perhaps compressed); 0 if it is no ELF file."""
+    try:
+        head = pread(64, 0)
+        if not _is_elf(head):
+            return 0
+        sections = _Sections(pread, head)
+        names = sections.data(sections.names_index)
+        return sum(
+            sections.size(index)
+            for index in range(len(sections))
+            if sections.kind(index) != _SHT_NOBITS and names.startswith((b".debug_", b".zdebug_"), sections.name(index))
+        )
+    except (struct.error, ArithmeticError, LookupError, ValueError):
+        return 0
 
 
 def _versions(needs: bytes, order: str) -> Iterator[tuple[int, int]]:

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
-from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable
-from fastpack.fs import walk
+from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
+from fastpack.fs import resolve, walk
+from fastpack.kinds import KINDS, kinds_of
 from fastpack.model import DiskFile, Group, GroupKind, Kind, PathEntry, Record, Warned
 from fastpack.parallel import default_threads
 from fastpack.records import read_records
@@ -126,22 +127,41 @@ class Environment:
         return replace(self, filters=(*self.filters, ("exclude", pattern)))
 
     def include(self, pattern: str) -> Self:
-        """The same environment with the excluded files that match a shell pattern taken back."""
+        """The same environment with the files left out by then that match a shell pattern taken back."""
         return replace(self, filters=(*self.filters, ("include", pattern)))
 
-    def excluded(self) -> frozenset[str]:
-        """The paths, also missing ones, that the filters leave out, applied in the order given."""
+    def slim(self, kind: str) -> Self:
+        """The same environment without the files of a kind (see kinds.py), and without links to them.
+
+        Raises
+        ------
+        UsageError : no such kind.
+        """
+        if kind not in KINDS:
+            raise UsageError("no such kind of file", expected=", ".join(KINDS), found=kind)
+        return replace(self, filters=(*self.filters, ("slim", kind)))
+
+    def excluded(self) -> dict[str, str]:
+        """What the filters leave out, in the order given, also what is missing: path -> why."""
         if not self.filters:
-            return frozenset()
+            return {}
         known = {path for path, file in self.files.items() if file.kind is not Kind.DIRECTORY}
         known |= {entry.path for _, entry in self.missing}
-        out: set[str] = set()
-        for kind, pattern in self.filters:
+        out: dict[str, str] = {}
+        for kind, what in self.filters:
             if kind == "exclude":
-                out |= {path for path in known if path not in out and fnmatch.fnmatchcase(path, pattern)}
+                out |= {path: "excluded" for path in known if path not in out and fnmatch.fnmatchcase(path, what)}
+            elif kind == "slim":
+                out |= {path: f"slim: {what}" for path in known if path not in out and what in kinds_of(path)}
             else:
-                out -= {path for path in out if fnmatch.fnmatchcase(path, pattern)}
-        return frozenset(out)
+                out = {path: why for path, why in out.items() if not fnmatch.fnmatchcase(path, what)}
+        if any(kind == "slim" for kind, _ in self.filters):
+            links = {path: file.target for path, file in self.files.items() if file.kind is Kind.LINK}
+            for path in links.keys() - out.keys():
+                why = out.get(resolve(path, links[path], links) or "", "")
+                if why.startswith("slim"):
+                    out[path] = why
+        return out
 
     def __len__(self) -> int:
         return len(self.files)

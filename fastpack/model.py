@@ -416,6 +416,23 @@ class CacheReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class DiskUsageReport(Report):
+    """What makes an environment or an archive so big. Sizes in bytes of files, not compressed.
+
+    `packages` have kind, name, version, `n_files`, `n_bytes` and the bytes of each kind of file; `kinds` are those of
+    kinds.py, and ``other``. `debug_section_bytes` lie inside of programs and libraries; None for an archive.
+    """
+
+    target: str
+    n_files: int
+    n_bytes: int
+    packages: tuple[dict[str, Any], ...]
+    kinds: dict[str, dict[str, int]]
+    debug_section_bytes: int | None
+    warnings: tuple[Warned, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
 class BenchReport(Report):
     """What `bench` measured. `tools` have name, version, commands, `archive_bytes`, samples and what was checked.
 

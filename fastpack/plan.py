@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -162,6 +162,7 @@ def make_plan(
     """
     excluded = env.excluded()
     warnings = list(env.warnings)
+    checks.warn_slimmed(env, excluded, warnings)
     checks.check_missing(env, excluded, on_missing, warnings)
     in_place = checks.check_editable(env, editable, warnings)
     checks.check_modified(env, examination, excluded, on_modified, warnings)
@@ -176,7 +177,7 @@ def make_plan(
     checks.check_links(targets, external, external_links, warnings)
     for path, file in env.files.items():
         if path in excluded:
-            left_out[path] = "excluded"
+            left_out[path] = excluded[path]
         elif path in in_place:
             left_out[path] = "of an editable package"
         elif path in dropped:
@@ -189,7 +190,7 @@ def make_plan(
         members = _follow_links(members)
     special_bits = sum(bool(m.source.mode & 0o7000) for m in members if m.source is not None)
     for record, entry in env.missing:
-        left_out[entry.path] = "excluded" if entry.path in excluded else f"missing, of {record.name}"
+        left_out[entry.path] = excluded.get(entry.path, f"missing, of {record.name}")
     for path, why in env.left_out_before.items():
         left_out.setdefault(path, why)
     names = {member.path for member in members if member.kind is Kind.FILE}
@@ -399,7 +400,7 @@ def _generated(
 
 
 def _directories(
-    env: Environment, members: Iterable[Planned], arcroot: str, private: bool, excluded: frozenset[str]
+    env: Environment, members: Iterable[Planned], arcroot: str, private: bool, excluded: Collection[str]
 ) -> Iterator[Planned]:
     """The directories that hold a member, and those that are empty on disk, u+rwx: stricter modes are set last."""
     wanted: set[str] = {".fastpack", *(member.path.rpartition("/")[0] for member in members)}

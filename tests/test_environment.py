@@ -223,10 +223,10 @@ def test_missing_and_clobbered(tmp_path: Path) -> None:
 
 def test_filters_apply_in_order(made: str) -> None:
     env = Environment.from_prefix(made)
-    assert env.exclude("share/*").include("*.conf").excluded() == {
+    assert set(env.exclude("share/*").include("*.conf").excluded()) == {
         path for path in env.files if path.startswith("share/app/") and not path.endswith(".conf")
     }
-    assert env.exclude("share/*").include("*.conf").exclude("*app.conf").excluded() >= {"share/app/app.conf"}
+    assert env.exclude("share/*").include("*.conf").exclude("*app.conf").excluded()["share/app/app.conf"] == "excluded"
 
 
 def test_sources_of_pycs() -> None:
