@@ -120,7 +120,8 @@ def pack(
     on_missing : of packages' files that are not on disk: ``error``, ``warn`` or ``ignore``.
     on_modified : of packages' files that were changed since: ``error``, ``warn`` or ``ignore``; they are packed as they
         are on disk.
-    editable : of packages that are installed in place: ``error``, ``ignore`` (packed as they are) or ``drop``.
+    editable : of packages that are installed in place: ``error``, ``include`` (their code comes along, below
+        ``src/``), ``drop`` or ``ignore`` (packed as they are).
     verify_source : hold every managed file against its sha256, however large.
     verify_content : read every file, also those that have not changed since an earlier pack read them.
     prefix_is_unique : replace mentions of a prefix such as ``/usr/local`` in unmanaged files too.

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fastpack._place_py import RelocatedFile
-from fastpack.environment import Environment, also_inside
+from fastpack.along import brought_to
+from fastpack.editable import also_inside
+from fastpack.environment import Environment
 from fastpack.errors import EditablePackages, MissingFiles, ModifiedFiles, Unrelocatable
 from fastpack.examine import Examination, likely_cause, modified
 from fastpack.model import Kind, Warned
@@ -66,22 +68,22 @@ def check_editable(env: Environment, policy: str, warnings: list[Warned]) -> fro
 
     Parameters
     ----------
-    policy : ``error``; ``ignore``, packed as they are; ``drop``, left out with their scripts and metadata.
+    policy : ``error``; ``ignore``, packed as they are; ``drop``, left out with their scripts and metadata; ``include``,
+        packed with their code, which is brought along already.
     """
     if not env.editable:
         return frozenset()
     found = [f"{package.name} ({package.location or package.evidence})" for package in env.editable]
     if policy != "error":
-        left = [" is left out" if policy == "drop" else ""] * len(found)
-        warnings.extend(
-            Warned("editable", package.evidence, line + text)
-            for package, line, text in zip(env.editable, found, left, strict=True)
-        )
+        for package, line in zip(env.editable, found, strict=True):
+            places = sorted({place for root in package.roots if (place := brought_to(env.brought, root))})
+            done = {"drop": " is left out", "include": f" comes along as {', '.join(places)}"}
+            warnings.append(Warned("editable", package.evidence, line + done.get(policy, "")))
         return _of_editable(env, warnings) if policy == "drop" else frozenset()
     raise EditablePackages(
         "editable packages, whose code lies outside of the environment: " + ", ".join(found),
         path=env.prefix,
-        hint="install them for good (pip install PATH), leave them out with --editable drop, or go on with "
+        hint="bring their code along with --editable include, leave them out with --editable drop, or go on with "
              "--ignore-editable-packages",
     )  # fmt: skip
 
@@ -101,7 +103,7 @@ def _of_editable(env: Environment, warnings: list[Warned]) -> frozenset[str]:
             found.add(f"{folder}/easy-install.pth")
     found &= env.files.keys()
     for path in sorted(path for path in found if path.endswith(".pth")):
-        if kept := also_inside(env, path):
+        if kept := also_inside(env.prefix, env.earlier_prefixes, path):
             found.remove(path)
             text = f"kept, with lines that lead out of the environment, as it also has {kept[0]!r}"
             warnings.append(Warned("editable", path, text))

@@ -126,8 +126,8 @@ _ignore_requirements = click.option(
     help="Files of packages that were changed since they were installed; they are packed as they are.",
 )  # fmt: skip
 @click.option(
-    "--editable", type=click.Choice(["error", "drop", "ignore"]), default="error", show_default=True,
-    help="Packages installed in place (pip install -e): left out (drop), or packed as they are (ignore).",
+    "--editable", type=click.Choice(["error", "include", "drop", "ignore"]), default="error", show_default=True,
+    help="Packages installed in place (pip install -e): with their code (include), left out (drop), as is (ignore).",
 )  # fmt: skip
 @click.option("--ignore-editable-packages", is_flag=True, help="The same as --editable ignore.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")

@@ -10,16 +10,15 @@ import fnmatch
 import io
 import json
 import os
-import re
 import shutil
 import stat
 import subprocess
-import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
+from fastpack.editable import Editable, editables, read_text
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
 from fastpack.fs import resolve, walk
 from fastpack.kinds import KINDS, kinds_of
@@ -59,15 +58,6 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
-class Editable:
-    """A package whose code lies outside the environment: what tells so, and where the code is."""
-
-    name: str
-    evidence: str
-    location: str
-
-
-@dataclass(frozen=True, slots=True)
 class Environment:
     """A conda environment as it lies on disk.
 
@@ -89,6 +79,7 @@ class Environment:
     recorded: dict[str, RelocatedFile]  # by fastpack when it unpacked this environment
     left_out: dict[str, str]  # path -> why
     left_out_before: dict[str, str]  # path -> why, by the archive this environment came from: not missing
+    brought: dict[str, str]  # files and directories outside that come along -> where below the prefix, see along.py
     filters: tuple[tuple[str, str], ...] = ()
     warnings: tuple[Warned, ...] = ()
 
@@ -358,10 +349,11 @@ def _read(cls: type[_E], prefix: str) -> _E:
         missing=missing,
         other_claims={path: tuple(rows[:-1]) for path, rows in claims.items() if len(rows) > 1},
         clobbered=tuple((path, tuple(r.name for r, _ in rows)) for path, rows in claims.items() if len(rows) > 1),
-        editable=tuple(_editables(prefix, site_packages, files, earlier)),
+        editable=tuple(editables(prefix, site_packages, files, earlier)),
         earlier_prefixes=earlier,
         recorded=_recorded_files(prefix),
         left_out=left_out,
+        brought={},
         left_out_before={path: why for path, why in previously_left_out.items() if path not in files},
         warnings=tuple(warnings),
     )
@@ -438,14 +430,6 @@ def _site_packages(records: Iterable[Record], files: dict[str, DiskFile]) -> tup
     )
 
 
-def _read_text(prefix: str, path: str) -> str:
-    try:
-        with open(os.path.join(prefix, path), encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _distributions(
     prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], groups: dict[str, Group]
 ) -> Iterator[Distribution]:
@@ -461,14 +445,14 @@ def _distributions(
             continue
         root = os.path.dirname(folder)
         name, _, version = os.path.basename(folder)[: -len(".dist-info")].partition("-")
-        wheel = _read_text(prefix, f"{folder}/WHEEL")
+        wheel = read_text(prefix, f"{folder}/WHEEL")
         tags = [line.partition(":")[2] for line in wheel.splitlines() if line.startswith("Tag:")]
         portable = any("manylinux" in tag or "musllinux" in tag for tag in tags)
         paths: list[str] = []
         stated: set[str] = set()
         untouchable: set[str] = set()
         try:
-            rows = list(csv.reader(io.StringIO(_read_text(prefix, record_path))))
+            rows = list(csv.reader(io.StringIO(read_text(prefix, record_path))))
         except csv.Error:
             continue  # no RECORD that says anything: its files belong to the rest
         inner_root = root + "/"
@@ -497,82 +481,3 @@ def _distributions(
         yield Distribution(
             Group(GroupKind.PIP, name, version), folder, root, tuple(paths), frozenset(stated), frozenset(untouchable)
         )
-
-
-def _editables(
-    prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], earlier: tuple[str, ...]
-) -> Iterator[Editable]:
-    """Packages whose code lies outside: PEP 610, ``.egg-link``, ``.pth`` and ``__editable__`` finders.
-
-    Code inside of the prefix comes along, and its path is relocated like any other.
-    """
-    seen: set[str] = set()
-    places: set[str] = set()
-    inside = tuple(path + "/" for path in (prefix, os.path.realpath(prefix), *earlier))
-    telling = [
-        path for path in files if path.endswith((".egg-link", ".pth", "_finder.py", ".dist-info/direct_url.json"))
-    ]
-    for root in site_packages:
-        for path in telling:
-            if not path.endswith("/direct_url.json") or os.path.dirname(os.path.dirname(path)) != root:
-                continue
-            try:
-                table = json.loads(_read_text(prefix, path))
-                editable = table.get("dir_info", {}).get("editable") is True
-                place = urllib.parse.unquote(urllib.parse.urlsplit(str(table.get("url", ""))).path)
-            except (ValueError, AttributeError, RecursionError):
-                continue
-            if editable and not (place + "/").startswith(inside):
-                places.add(place)
-                name = os.path.basename(os.path.dirname(path)).split("-")[0]
-                seen.add(name.lower().replace("-", "_"))
-                yield Editable(name, path, str(table.get("url", "")))
-        for path in telling:
-            base = path.rpartition("/")[2]
-            if os.path.dirname(path) != root or files[path].kind is Kind.DIRECTORY:
-                continue
-            if base.endswith(".egg-link"):
-                name = base[: -len(".egg-link")]
-                place = _read_text(prefix, path).split("\n")[0].strip()
-                if name.lower().replace("-", "_") not in seen and not (place + "/").startswith(inside):
-                    seen.add(name.lower().replace("-", "_"))
-                    places.add(place)
-                    yield Editable(name, path, place)
-            elif base.endswith(".pth") or (base.startswith("__editable__") and base.endswith("_finder.py")):
-                name = base.removeprefix("__editable__").strip("_.").split("-")[0].removesuffix("_finder.py")
-                if name.removesuffix(".pth").lower().split("_0")[0] in seen or any(
-                    name.lower().replace(".", "_").startswith(known) for known in seen
-                ):
-                    continue
-                full = os.path.join(prefix, root)
-                for place in _outside_lines(_read_text(prefix, path), base, full, inside):
-                    if place not in places:
-                        places.add(place)
-                        yield Editable(name, path, place)
-
-
-def _outside_lines(text: str, base: str, folder: str, inside: tuple[str, ...]) -> Iterator[str]:
-    """Directories outside of the environment that a ``.pth`` file or a finder puts on Python's path."""
-    if base.endswith(".pth"):
-        for line in text.splitlines():
-            if line.startswith(("import ", "import\t")):
-                yield from (place for place in _QUOTED.findall(line) if not (place + "/").startswith(inside))
-                continue
-            place = os.path.normpath(os.path.join(folder, line.strip()))
-            if line.strip() and not line.startswith("#") and not (place + "/").startswith(inside):
-                yield place
-    elif "MAPPING" in text and any(not (place + "/").startswith(inside) for place in _QUOTED.findall(text)):
-        yield base
-
-
-def also_inside(env: Environment, path: str) -> list[str]:
-    """The lines of a ``.pth`` file that do not lead out of the environment."""
-    inside = tuple(prefix + "/" for prefix in (env.prefix, os.path.realpath(env.prefix), *env.earlier_prefixes))
-    folder, base = os.path.split(os.path.join(env.prefix, path))
-    lines = [line for line in _read_text(env.prefix, path).splitlines() if line.strip() and not line.startswith("#")]
-    # setuptools' own lines around the list of what is installed in place
-    lines = [line for line in lines if not line.startswith(("import sys; sys.__plen", "import sys; new=sys.path"))]
-    return [line for line in lines if not list(_outside_lines(line, base, folder, inside))]
-
-
-_QUOTED = re.compile(r"[\"'](/[^\"']+)[\"']")

@@ -110,7 +110,8 @@ def examine(
     prefix_is_unique : apply rows 6 and 8 even to a prefix like ``/usr/local``.
     progress : called with bytes read and the group's name.
     """
-    prefixes = Prefixes((os.fsencode(path) for path in source_prefixes(env)), prefix_is_unique or None)
+    brought = {os.fsencode(path): os.fsencode(place) for path, place in env.brought.items()}
+    prefixes = Prefixes((os.fsencode(path) for path in source_prefixes(env)), prefix_is_unique or None, brought)
     result = Examination(prefixes)
     excluded = env.excluded()
     untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))

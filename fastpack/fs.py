@@ -7,10 +7,11 @@ import errno
 import fcntl
 import functools
 import io
+import itertools
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 _PARTIAL = ".fastpack-partial-"
 
 
-def walk(root: str, skip: frozenset[str] = frozenset(), threads: int = 1) -> Iterator[DiskFile]:
+def walk(
+    root: str, skip: frozenset[str] = frozenset(), threads: int = 1, into: Callable[[str], bool] = lambda path: True
+) -> Iterator[DiskFile]:
     """Everything below a directory, level by level, sorted by name in each directory, links not followed.
 
-    Names are str by surrogateescape, relative to `root`. `skip` names what is left out directly in `root`.
+    Names are str by surrogateescape, relative to `root`. `skip` names what is left out directly in `root`, `into` says
+    which directories are looked into.
     Sockets, FIFOs and devices are given as `Kind.FILE` with their own mode bits: the caller decides.
 
     Raises
@@ -46,7 +50,7 @@ def walk(root: str, skip: frozenset[str] = frozenset(), threads: int = 1) -> Ite
                 found = [file for file in found if file.path not in skip]  # noqa: PLW2901
                 skip = frozenset()
             yield from found
-            level += [file.path for file in found if file.kind is Kind.DIRECTORY]
+            level += [file.path for file in found if file.kind is Kind.DIRECTORY and into(file.path)]
 
 
 #: Directories that a thread lists at once.
@@ -79,7 +83,7 @@ def _list(root: str, folder: str) -> Iterator[DiskFile]:
     targets = [""] * len(paths)
     if Kind.LINK in kinds:
         targets = [_target(root, path, kind) for path, kind in zip(paths, kinds, strict=True)]
-    return map(_AS_ROW, zip(paths, kinds, targets, *columns, strict=True))
+    return map(_AS_ROW, zip(paths, kinds, targets, *columns, itertools.repeat("")))
 
 
 _KINDS = {stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.LINK}

@@ -108,6 +108,7 @@ class DiskFile(NamedTuple):
     inode: int  # as a signed number
     device: int
     n_links: int
+    outside: str = ""  # where it is, from the prefix, if it is brought along from elsewhere
 
     @property
     def mtime_seconds(self) -> int:

@@ -13,6 +13,7 @@ from fastpack import digest
 from fastpack import parcel as parcels
 from fastpack._place_py import ascii_only, check_pad
 from fastpack._version import VERSION
+from fastpack.along import bring_along
 from fastpack.base import Groups, by_group, compare, open_base
 from fastpack.building import Builder, Built, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
@@ -49,7 +50,7 @@ class Options:
     ignore_missing_files: bool = False  # conda-pack's word for on_missing=warn
     on_missing: str = "error"  # warn, ignore
     on_modified: str = "warn"  # error, ignore
-    editable: str = "error"  # ignore, drop
+    editable: str = "error"  # include, drop, ignore
     ignore_editable_packages: bool = False
     verify_source: bool = False
     verify_content: bool = False
@@ -212,6 +213,9 @@ def _check_format(format_: Format, options: Options) -> int:
 def _plan(
     env: Environment, options: Options, format_: Format, threads: int, progress: Progress
 ) -> tuple[Examination, Plan]:
+    editable = "ignore" if options.ignore_editable_packages else options.editable
+    if editable == "include":
+        env = bring_along(env)
     parcel = _parcel(env, options, format_)
     arcroot = options.arcroot.strip("/") if parcel is None else parcel.directory
     if arcroot and (why := check_relative(arcroot)):
@@ -245,7 +249,7 @@ def _plan(
         external_links=options.external_links,
         on_missing=options.missing,
         on_modified=options.on_modified,
-        editable="ignore" if options.ignore_editable_packages else options.editable,
+        editable=editable,
         hard_links=format_.hard_links,
         symbolic_links=format_.symbolic_links,
         parcel=parcel,

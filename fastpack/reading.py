@@ -41,7 +41,7 @@ def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
     ------
     Unreadable, ChangedWhileRead
     """
-    path = os.path.join(prefix, file.path)
+    path = os.path.join(prefix, file.outside or file.path)
     descriptor = _open(path)
 
     def same() -> bool:
@@ -107,7 +107,7 @@ def read_many(
     """
     failed = batch.read_files(
         folder,
-        [file.path for file in files],
+        [file.outside or file.path for file in files],
         array("q", [file.n_bytes for file in files]),
         array("q", [file.mtime_ns for file in files]),
         array("q", offsets),
@@ -117,7 +117,7 @@ def read_many(
     )
     if failed:
         index, code = failed[0]
-        path = os.path.join(prefix, files[index].path)
+        path = os.path.join(prefix, files[index].outside or files[index].path)
         if code in (CHANGED, errno.ELOOP):
             raise changed(path, "changed")
         if code in (errno.ENOENT, errno.ENOTDIR):

@@ -90,9 +90,12 @@ class Prefixes:
     paths : absolute paths as bytes, in any order; longest first is what the kernels are given.
     unique : take a mention of any of them in an unmanaged file for this environment. Otherwise not of a path of one
         component, nor of ``/usr/local`` (row 8a).
+    brought : what comes along from elsewhere, and where below the prefix it will lie; mentions in text follow.
     """
 
-    def __init__(self, paths: Iterable[bytes], unique: bool | None = None) -> None:
+    def __init__(
+        self, paths: Iterable[bytes], unique: bool | None = None, brought: Mapping[bytes, bytes] | None = None
+    ) -> None:
         self.plain = tuple(sorted(set(paths), key=lambda path: (-len(path), path)))
         #: Those whose mention in any file means this environment.
         self.unique = tuple(path for path in self.plain if unique or is_unique(path))
@@ -102,20 +105,30 @@ class Prefixes:
         }
         #: What names the environment in a binary: plainly, or in wide characters; longest first.
         self.in_binaries = tuple(sorted((*self.unique, *self.wide), key=lambda path: (-len(path), path)))
-        spelled: dict[bytes, str] = dict.fromkeys(self.unique, "text")
-        for path in self.unique:
-            spelled.setdefault(urllib.parse.quote(path).encode(), "percent")
+        self._brought = dict(sorted((brought or {}).items(), key=lambda item: -len(item[0])))
+        named = (*self.unique, *self._brought)
+        spelled: dict[bytes, str] = dict.fromkeys(named, "text")
+        inner = {path: b"/" + place for path, place in self._brought.items()}
+        for path in named:
+            forms = {urllib.parse.quote(path).encode(): "percent"}
             for escaped in (True, False):
-                text = json.dumps(os.fsdecode(path), ensure_ascii=escaped)[1:-1]
-                spelled.setdefault(os.fsencode(text), "json")
+                forms.setdefault(os.fsencode(json.dumps(os.fsdecode(path), ensure_ascii=escaped)[1:-1]), "json")
+            for form, kind in forms.items():
+                spelled.setdefault(form, kind)
+                inner.setdefault(form, inner.get(path, b""))
         self.spelled = tuple(sorted(spelled, key=lambda path: (-len(path), path)))
         self.kinds = tuple(spelled[path] for path in self.spelled)
+        #: What stands behind the prefix in place of each of them.
+        self.inner = tuple(inner[path] for path in self.spelled)
 
     def strip(self, path: bytes) -> bytes | None:
-        """What follows the prefix in a path below it (``bin/python``); None if it lies elsewhere."""
+        """What follows the prefix in a path below it (``bin/python``), or brought there; None if it lies elsewhere."""
         for prefix in self.plain:
             if path.startswith(prefix + b"/"):
                 return path[len(prefix) + 1 :]
+        for outer, place in self._brought.items():
+            if path == outer or path.startswith(outer + b"/"):
+                return place + path[len(outer) :]
         return None
 
 
@@ -362,16 +375,24 @@ def restore_binary(
 
 
 def text_form(
-    hits: Sequence[tuple[int, int]], needles: Sequence[bytes], kinds: Sequence[str], placeholder: bytes
-) -> ArchiveForm:
-    """The archive form of a text file whose hits all name the prefix; `kinds` says how each hit spells it."""
+    hits: Sequence[tuple[int, int]], needles: Sequence[bytes], kinds: Sequence[str], placeholder: bytes,
+    inner: Sequence[bytes] = (),
+) -> ArchiveForm:  # fmt: skip
+    """The archive form of a text file whose hits all name the prefix.
+
+    Parameters
+    ----------
+    kinds : how each hit spells it.
+    inner : what stands behind the prefix in place of each needle; nothing, if not given.
+    """
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     shift = 0
     for (offset, index), kind in zip(hits, kinds, strict=True):
-        edits.append(Edit(offset, len(needles[index]), placeholder))
+        new = placeholder + inner[index] if inner else placeholder
+        edits.append(Edit(offset, len(needles[index]), new))
         relocations.append(Relocation(offset + shift, kind, len(placeholder)))
-        shift += len(placeholder) - len(needles[index])
+        shift += len(new) - len(needles[index])
     return ArchiveForm(tuple(edits), tuple(relocations))
 
 

@@ -80,7 +80,7 @@ def _text_form(
     kinds = [
         spelling(pread(16, max(0, offset - 16)), path, min(offset, 16), prefixes.kinds[index]) for offset, index in hits
     ]
-    form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER)
+    form = text_form(hits, prefixes.spelled, kinds, PLACEHOLDER, prefixes.inner)
     why = ""
     if header is not None:
         # The body as it lies in the archive: a docstring may name the prefix too.

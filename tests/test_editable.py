@@ -1,0 +1,199 @@
+"""--editable include: the code of packages installed in place comes along, and is imported from where it lies then."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastpack
+from fastpack import errors
+from tests.conftest import run_fastpack
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+@pytest.fixture
+def env(real_source: str, tmp_path: Path) -> Path:
+    shutil.copytree(real_source, tmp_path / "env", symlinks=True)
+    return tmp_path / "env"
+
+
+def site_packages(prefix: Path) -> Path:
+    code = "import site; print(site.getsitepackages()[0])"
+    done = subprocess.run([prefix / "bin/python", "-I", "-c", code], capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+def install_in_place(prefix: Path, source: Path, tmp_path: Path) -> None:
+    """By pip and setuptools, as they are; setuptools is the test's own."""
+    found = importlib.util.find_spec("setuptools")
+    assert found is not None and found.origin is not None
+    tools = tmp_path / "tools"
+    if not tools.exists():
+        tools.mkdir()
+        for path in Path(found.origin).parent.parent.iterdir():
+            if path.name.startswith(("setuptools", "_distutils_hack", "wheel")):
+                os.symlink(path, tools / path.name)
+    command = [prefix / "bin/python", "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", source]
+    quiet = {"PYTHONPATH": str(tools), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **quiet})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def project(root: Path, name: str, layout: str) -> Path:
+    folder = root / name
+    package = name.replace(" ", "_")
+    write(folder, "pyproject.toml", (
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        f'[project]\nname = "{package}"\nversion = "1.0"\nscripts = {{ "run-{package}" = "{package}:main" }}\n'
+        f"[tool.setuptools.packages.find]\nwhere = ['{layout}']\ninclude = ['{package}*']\n"
+    ))  # fmt: skip
+    write(folder, f"{layout}/{package}/__init__.py", (
+        "from importlib import resources\n"
+        "def main():\n    print(__file__, resources.files(__name__).joinpath('data.txt').read_text())\n"
+    ))  # fmt: skip
+    write(folder, f"{layout}/{package}/data.txt", f"data of {folder}/x")
+    os.chmod(folder / layout / package / "data.txt", 0o444)
+    write(folder, ".git/HEAD", "ref: refs/heads/main\n")
+    write(folder, ".venv/pyvenv.cfg", "home = /usr\n")
+    write(folder, "cache/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n")
+    write(folder, f"{layout}/{package}/__pycache__/x.pyc", "stale")
+    os.symlink("data.txt", folder / layout / package / "link")
+    os.symlink(f"{folder}/{layout}/{package}/data.txt", folder / layout / package / "absolute")
+    os.symlink("../../../elsewhere", folder / layout / package / "out")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["tar.zst", "zip"])
+def test_the_code_comes_along_and_runs(env: Path, tmp_path: Path, suffix: str) -> None:
+    projects = tmp_path / "my projects"
+    one, two = project(projects, "one", "src"), project(projects, "two", "lib/deep")
+    for source in (one, two):
+        os.unlink(source / ("src/one/out" if source == one else "lib/deep/two/out")) if suffix == "zip" else None
+        install_in_place(env, source, tmp_path)
+    # As setuptools did before PEP 660; and a plain list of directories, one of them without a package.
+    write(projects, "three/three.py", "import os\nprint('three from', os.path.dirname(__file__))\n")
+    write(projects, "three/three.egg-info/PKG-INFO", "Metadata-Version: 2.1\nName: three\nVersion: 1.0\n")
+    site = site_packages(env)
+    (site / "three.egg-link").write_text(f"{projects}/three\n.")
+    (site / "easy-install.pth").write_text(f"{projects}/three\n")
+    refused = run_fastpack("pack", "-p", env, "-o", tmp_path / f"a.{suffix}")
+    assert refused.code == 14 and "--editable include" in refused.err
+
+    done = run_fastpack("pack", "-p", env, "-o", tmp_path / f"a.{suffix}", "--editable", "include", "--json")
+    assert done.code == 0, done.err
+    says = [row["message"] for row in done.json["warnings"] if row["code"] == "editable"]
+    assert any("comes along as src/one" in text for text in says), says
+    assert any("comes along as src/three" in text for text in says), says
+    target = tmp_path / "there" / "target env"
+    target.parent.mkdir()
+    shutil.move(env, tmp_path / "gone")
+    shutil.move(projects, tmp_path / "gone projects")
+    assert run_fastpack("unpack", tmp_path / f"a.{suffix}", "-p", target).code == 0
+    for name, place in (("one", "src/one/src/one"), ("two", "src/two/lib/deep/two")):
+        ran = subprocess.run([target / f"bin/run-{name}"], capture_output=True, text=True)
+        assert ran.stdout == f"{target}/{place}/__init__.py data of {target}/src/{name}/x\n", ran.stderr
+    ran = subprocess.run([target / "bin/python", "-c", "import three"], capture_output=True, text=True)
+    assert ran.stdout == f"three from {target}/src/three\n", ran.stderr
+    listed = subprocess.run(
+        [target / "bin/python", "-m", "pip", "list", "-v", "--format", "json", "--disable-pip-version-check"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"{target}/src/one" in listed.stdout, "pip knows where it is"
+    left = [path for path in (target / "src").rglob("*") if path.name in (".git", ".venv", "cache", "x.pyc")]
+    assert not left
+    named = subprocess.run(["grep", "-rl", str(projects), str(target / "src"), str(target / "lib")], text=True,
+                           capture_output=True)  # fmt: skip
+    assert not named.stdout
+    if suffix == "tar.zst":
+        assert os.readlink(target / "src/one/src/one/absolute") == "data.txt"
+        assert os.readlink(target / "src/one/src/one/out") == f"{projects}/elsewhere", "still out, and said so"
+        assert any(row["code"] == "external-link" for row in done.json["warnings"])
+        assert run_fastpack("verify", target, "--deep").code == 0
+        # It is an environment like any other now: packed again, moved again.
+        again = run_fastpack("pack", "-p", target, "-o", tmp_path / "b.tar.zst")
+        assert again.code == 0, again.err
+        os.rename(target, tmp_path / "moved")
+        assert run_fastpack("relocate", tmp_path / "moved").code == 0
+        ran = subprocess.run([tmp_path / "moved/bin/run-two"], capture_output=True, text=True)
+        assert ran.stdout.startswith(f"{tmp_path}/moved/src/two/"), ran.stderr
+
+
+def test_same_bytes_from_anywhere(env: Path, tmp_path: Path) -> None:
+    """The path of a source tree is an accident."""
+    outputs = []
+    for place in ("here", "quite somewhere else"):
+        folder = project(tmp_path / place, "one", "src")
+        os.unlink(folder / "src/one/out")
+        write(folder, "src/one/data.txt.2", "x")
+        (folder / "src/one/data.txt").chmod(0o644)
+        write(folder, "src/one/data.txt", "the same")
+        shutil.copytree(env, tmp_path / place / "env", symlinks=True)
+        install_in_place(tmp_path / place / "env", folder, tmp_path)
+        output = tmp_path / f"{len(outputs)}.tar.zst"
+        fastpack.pack(prefix=str(tmp_path / place / "env"), output=str(output), editable="include")
+        outputs.append(output)
+    changed = fastpack.diff(*map(str, outputs))
+    assert (changed.files["changed"], changed.files["added"], changed.files["removed"]) == (0, 0, 0)
+
+
+def test_an_environment_inside_of_its_project(tmp_path: Path, real_source: str) -> None:
+    """As pixi has it: the tree that comes along holds the environment."""
+    folder = project(tmp_path, "one", "src")
+    prefix = folder / "envs" / "default"
+    shutil.copytree(real_source, prefix, symlinks=True)
+    install_in_place(prefix, folder, tmp_path)
+    done = run_fastpack("pack", "-p", prefix, "-o", tmp_path / "a.tar.zst", "--editable", "include", "--exclude",
+                        "*/data.txt.not", cwd=tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    assert run_fastpack("unpack", tmp_path / "a.tar.zst", "-p", tmp_path / "t").code == 0
+    assert os.listdir(tmp_path / "t/src/one/envs") == [] or not (tmp_path / "t/src/one/envs").exists()
+    ran = subprocess.run([tmp_path / "t/bin/run-one"], capture_output=True, text=True)
+    assert ran.stdout.startswith(f"{tmp_path}/t/src/one/src/one/__init__.py"), ran.stderr
+
+
+def test_code_that_is_gone_or_everything_is_refused(env: Path, tmp_path: Path) -> None:
+    site = site_packages(env)
+    (site / "far.pth").write_text(f"{tmp_path}/nowhere\n")
+    with pytest.raises(errors.EditablePackages, match="not there") as caught:
+        fastpack.pack(prefix=str(env), output=str(tmp_path / "a.tar"), editable="include")
+    assert str(caught.value.path) == f"{tmp_path}/nowhere" and not os.path.exists(tmp_path / "a.tar")
+    (site / "far.pth").write_text("/\n")
+    with pytest.raises(errors.EditablePackages, match="everything"):
+        fastpack.pack(prefix=str(env), output=str(tmp_path / "a.tar"), editable="include")
+
+
+def test_two_trees_of_one_name_and_a_single_module(env: Path, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        write(tmp_path / place, f"code/of_{place}.py", f"print('{place}', __file__)\n")
+    write(tmp_path, "loose/alone.py", "print('alone', __file__)\n")
+    write(tmp_path, "loose/private.txt", "not to be packed\n")
+    site = site_packages(env)
+    (site / "two.pth").write_text(f"{tmp_path}/a/code\n{tmp_path}/b/code\n")
+    (site / "__editable___alone_finder.py").write_text(
+        f"MAPPING = {{'alone': '{tmp_path}/loose/alone.py'}}\nimport sys, importlib.util\n"
+        "class Finder:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"
+        "        if name in MAPPING:\n"
+        "            return importlib.util.spec_from_file_location(name, MAPPING[name])\n"
+        "sys.meta_path.append(Finder)\n"
+    )
+    (site / "__editable__.alone.pth").write_text("import __editable___alone_finder\n")
+    done = run_fastpack("pack", "-p", env, "-o", tmp_path / "a.tar", "--editable", "include")
+    assert done.code == 0, done.err
+    shutil.rmtree(tmp_path / "loose")
+    assert run_fastpack("unpack", tmp_path / "a.tar", "-p", tmp_path / "t").code == 0
+    ran = subprocess.run([tmp_path / "t/bin/python", "-c", "import of_a, of_b, alone"], capture_output=True, text=True)
+    t = tmp_path / "t/src"
+    assert ran.stdout.splitlines() == [
+        f"a {t}/code/of_a.py", f"b {t}/code-2/of_b.py", f"alone {t}/alone/alone.py",
+    ], ran.stderr  # fmt: skip
+    assert not list(t.rglob("private.txt")), sys.path
