@@ -108,14 +108,14 @@ class Prefixes:
         self._brought = dict(sorted((brought or {}).items(), key=lambda item: -len(item[0])))
         named = (*self.unique, *self._brought)
         spelled: dict[bytes, str] = dict.fromkeys(named, "text")
-        inner = {path: b"/" + place for path, place in self._brought.items()}
+        inner = dict.fromkeys(self.unique, b"") | {path: b"/" + place for path, place in self._brought.items()}
         for path in named:
             forms = {urllib.parse.quote(path).encode(): "percent"}
             for escaped in (True, False):
                 forms.setdefault(os.fsencode(json.dumps(os.fsdecode(path), ensure_ascii=escaped)[1:-1]), "json")
             for form, kind in forms.items():
                 spelled.setdefault(form, kind)
-                inner.setdefault(form, inner.get(path, b""))
+                inner.setdefault(form, inner[path])
         self.spelled = tuple(sorted(spelled, key=lambda path: (-len(path), path)))
         self.kinds = tuple(spelled[path] for path in self.spelled)
         #: What stands behind the prefix in place of each of them.

@@ -75,7 +75,7 @@ def project(root: Path, name: str, layout: str) -> Path:
 
 @pytest.mark.parametrize("suffix", ["tar.zst", "zip"])
 def test_the_code_comes_along_and_runs(env: Path, tmp_path: Path, suffix: str) -> None:
-    projects = tmp_path / "my projects"
+    projects = tmp_path / 'my "projects" é'
     one, two = project(projects, "one", "src"), project(projects, "two", "lib/deep")
     for source in (one, two):
         os.unlink(source / ("src/one/out" if source == one else "lib/deep/two/out")) if suffix == "zip" else None
