@@ -1,4 +1,4 @@
-"""The file names in ``.pyc`` files, made independent of the prefix: the stdlib twin of ``_marshal.pyx``.
+"""What a ``.pyc`` file says of its source, made independent of place and time: the stdlib twin of ``_marshal.pyx``.
 
 A code object carries ``co_filename``, the path of its source when it was compiled. It is a length-prefixed string of
 the marshal format, so its bytes may change length but never shift like a C string's. Python puts the true name back
@@ -65,6 +65,58 @@ def file_names(
         except (_NotUnderstoodError, struct.error, IndexError):
             found.append(None)
     return found
+
+
+def source_hashes(
+    data: bytes | bytearray | memoryview, starts: Sequence[int], lengths: Sequence[int], magics: Sequence[int]
+) -> bytes:
+    """What hash-based ``.pyc`` files state of their sources (PEP 552): ``_imp.source_hash`` of each, 8 bytes.
+
+    SipHash under the magic number (pyhash.c, ``_Py_KeyedHash``): SipHash-2-4 up to CPython 3.10, then SipHash-1-3.
+
+    Parameters
+    ----------
+    data : the sources' bytes.
+    starts, lengths : where each lies in `data`, in bytes.
+    magics : the first two bytes of each source's ``.pyc``, as a number: one of `MAGICS`.
+    """
+    if not len(starts) == len(lengths) == len(magics):
+        raise ValueError("starts, lengths and magics differ in number")
+    view = memoryview(data).cast("B")
+    out = []
+    for start, length, magic in zip(starts, lengths, magics, strict=True):
+        if start < 0 or length < 0 or start + length > len(view):
+            raise ValueError("a file lies outside of the data")
+        key = magic | int.from_bytes(b"\r\n", "little") << 16
+        out.append(_sip_hash(key, bytes(view[start : start + length]), 1 if MAGICS[magic] else 2))
+    return b"".join(out)
+
+
+_MASK = (1 << 64) - 1
+
+
+def _sip_hash(key: int, data: bytes, rounds: int) -> bytes:
+    """SipHash-1-3 or SipHash-2-4 (Aumasson and Bernstein, 2012) under a key of 64 bits and 64 zeros."""
+    v0, v1, v2, v3 = 0x736F6D6570736575 ^ key, 0x646F72616E646F6D, 0x6C7967656E657261 ^ key, 0x7465646279746573
+
+    def mixed(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
+        v0, v2 = v0 + v1 & _MASK, v2 + v3 & _MASK
+        v1, v3 = (v1 << 13 | v1 >> 51) & _MASK ^ v0, (v3 << 16 | v3 >> 48) & _MASK ^ v2
+        v0 = v0 << 32 & _MASK | v0 >> 32
+        v2, v0 = v2 + v1 & _MASK, v0 + v3 & _MASK
+        v1, v3 = (v1 << 17 | v1 >> 47) & _MASK ^ v2, (v3 << 21 | v3 >> 43) & _MASK ^ v0
+        return v0, v1, v2 << 32 & _MASK | v2 >> 32, v3
+
+    last = data[len(data) & ~7 :].ljust(7, b"\0") + bytes([len(data) & 0xFF])
+    for (word,) in struct.iter_unpack("<Q", data[: len(data) & ~7] + last):
+        v3 ^= word
+        for _ in range(rounds):
+            v0, v1, v2, v3 = mixed(v0, v1, v2, v3)
+        v0 ^= word
+    v2 ^= 0xFF
+    for _ in range(rounds + 2):
+        v0, v1, v2, v3 = mixed(v0, v1, v2, v3)
+    return struct.pack("<Q", v0 ^ v1 ^ v2 ^ v3)
 
 
 class _NotUnderstoodError(Exception):

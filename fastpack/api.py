@@ -84,6 +84,7 @@ def pack(
     on_missing: str = "error",
     on_modified: str = "warn",
     editable: str = "error",
+    pyc: str | None = None,
     verify_source: bool = False,
     verify_content: bool = False,
     prefix_is_unique: bool = False,
@@ -122,6 +123,7 @@ def pack(
         are on disk.
     editable : of packages that are installed in place: ``error``, ``include`` (their code comes along, below
         ``src/``), ``drop`` or ``ignore`` (packed as they are).
+    pyc : ``timestamp``, ``checked-hash`` (default for zip: valid also where no times are kept) or ``drop``.
     verify_source : hold every managed file against its sha256, however large.
     verify_content : read every file, also those that have not changed since an earlier pack read them.
     prefix_is_unique : replace mentions of a prefix such as ``/usr/local`` in unmanaged files too.
@@ -155,7 +157,7 @@ def pack(
         parcel_name=parcel_name, parcel_version=parcel_version, parcel_distro=parcel_distro, verbose=verbose,
         force=force, compress_level=compress_level, n_threads=n_threads, zip_symlinks=zip_symlinks, zip_64=zip_64,
         ignore_editable_packages=ignore_editable_packages, ignore_missing_files=ignore_missing_files,
-        on_missing=on_missing, on_modified=on_modified, editable=editable,
+        on_missing=on_missing, on_modified=on_modified, editable=editable, pyc=pyc,
         verify_source=verify_source, verify_content=verify_content, prefix_is_unique=prefix_is_unique, strict=strict,
         pad=pad, external_links=external_links, base=base, base_id=base_id, reuse_any=reuse_any, cache=cache,
         cache_bytes=cache_bytes,

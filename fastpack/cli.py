@@ -132,6 +132,10 @@ _ignore_requirements = click.option(
 @click.option("--ignore-editable-packages", is_flag=True, help="The same as --editable ignore.")
 @click.option("--verify-source", is_flag=True, help="Hold every managed file against its sha256, also large ones.")
 @click.option("--verify-content", is_flag=True, help="Read every file, also those unchanged since an earlier pack.")
+@click.option(
+    "--pyc", type=click.Choice(["timestamp", "checked-hash", "drop"]),
+    help="How .pyc files know their source: by its time (default), by its hash (default for zip); or none at all.",
+)  # fmt: skip
 @click.option("--prefix-is-unique", is_flag=True, help="Replace mentions of a prefix like /usr/local in any file.")
 @_pad
 @_links
@@ -144,7 +148,7 @@ def pack(
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
     include: tuple[str, ...], slim: tuple[str, ...], force: bool, base: str | None, base_id: str | None,
     reuse_any: bool, cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
-    verify_source: bool, verify_content: bool, prefix_is_unique: bool, pad: tuple[str, ...],
+    verify_source: bool, verify_content: bool, pyc: str | None, prefix_is_unique: bool, pad: tuple[str, ...],
     external_links: str | None, strict: bool, parcel_root: str | None, parcel_name: str | None,
     parcel_version: str | None, parcel_distro: str | None, zip_symlinks: bool, no_zip_64: bool, on_missing: str,
     on_modified: str, editable: str, quiet: bool, as_json: bool,
@@ -175,7 +179,7 @@ def pack(
             base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
             zip_symlinks=zip_symlinks, zip_64=not no_zip_64, parcel_root=parcel_root, parcel_name=parcel_name,
             parcel_version=parcel_version, parcel_distro=parcel_distro, on_missing=on_missing, on_modified=on_modified,
-            editable=editable,
+            editable=editable, pyc=pyc,
         )  # fmt: skip
         if len(environments) > 1:
             return packing.pack_many(environments, options, console.progress)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastpack import digest
+from fastpack._marshal_py import MAGICS
 from fastpack._place_py import Mismatch, Stated, with_pad
 from fastpack.environment import Environment, source_of_pyc
 from fastpack.fs import resolve
@@ -78,6 +79,16 @@ class PycAction:
     AS_IT_IS = "as-it-is"
     FOLLOW = "follow"  # its header gets the source's new mtime
     DROP = "drop"
+    LEAVE_OUT = "leave-out"  # since that was asked for
+
+
+class PycPolicy:
+    """``--pyc``: how ``.pyc`` files say which source they were compiled from (PEP 552)."""
+
+    TIMESTAMP = "timestamp"
+    CHECKED_HASH = "checked-hash"
+    DROP = "drop"
+    ALL = (TIMESTAMP, CHECKED_HASH, DROP)
 
 
 @dataclass(slots=True)
@@ -100,6 +111,7 @@ def examine(
     threads: int,
     verify_source: bool = False,
     prefix_is_unique: bool | None = None,
+    pyc: str = PycPolicy.TIMESTAMP,
     progress: Callable[[int, str], None] = lambda n_bytes, group: None,
 ) -> Examination:
     """Read what has to be read to know every file's archive form; see DESIGN section 4 for the verdicts.
@@ -108,6 +120,7 @@ def examine(
     ----------
     verify_source : hold every managed file against its sha256, however large.
     prefix_is_unique : apply rows 6 and 8 even to a prefix like ``/usr/local``.
+    pyc : ``timestamp`` as they are; ``checked-hash``, which outlives a tool that keeps no times; ``drop`` them.
     progress : called with bytes read and the group's name.
     """
     brought = {os.fsencode(path): os.fsencode(place) for path, place in env.brought.items()}
@@ -134,16 +147,19 @@ def examine(
         for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
             result.files.update(found)
             progress(sum(file.n_bytes for file in chunk), "")
-    _decide_pycs(env, result)
+        _decide_pycs(env, result, pyc == PycPolicy.DROP)
+        if pyc == PycPolicy.CHECKED_HASH:
+            _hash_pycs(facts, result, threads)
     _examine_records(env, result)
     return result
 
 
-def _chunks(files: Sequence[DiskFile]) -> Iterator[list[DiskFile]]:
+def _chunks(files: Sequence[DiskFile], whole: bool = False) -> Iterator[list[DiskFile]]:
+    """Files to be looked at together; `whole`: large ones are read, too."""
     chunk: list[DiskFile] = []
     n_bytes = 0
     for file in files:
-        size = file.n_bytes if file.n_bytes <= _SMALL else 0
+        size = file.n_bytes if whole or file.n_bytes <= _SMALL else 0
         if len(chunk) == _CHUNK or (chunk and n_bytes + size > _CHUNK_BYTES):
             yield chunk
             chunk, n_bytes = [], 0
@@ -525,6 +541,7 @@ def _examine_unmanaged(facts: _Facts, file: DiskFile, pread: PRead, data: bytes 
 
 
 _STATED = struct.Struct("<II")
+_WITHOUT_SOURCE = "without source"
 #: How Python names what it caches (PEP 3147, PEP 488): ``cpython-313t``, ``pypy310``, ``.opt-1``.
 _OF_PYTHON = re.compile(r"\.[a-z]+-?[0-9]+[a-z]*(?:\.opt-[a-z0-9]+)?\.pyc$")
 
@@ -537,8 +554,13 @@ def _timestamp(header: bytes) -> tuple[int, int] | None:
     return mtime, size
 
 
-def _decide_pycs(env: Environment, result: Examination) -> None:
-    """What becomes of each ``.pyc``, and which sources must keep the mtime that their proven ``.pyc`` names."""
+def _decide_pycs(env: Environment, result: Examination, leave_out: bool) -> None:
+    """What becomes of each ``.pyc``, and which sources must keep the mtime that their proven ``.pyc`` names.
+
+    Parameters
+    ----------
+    leave_out : all of them, but for those that are modules by themselves.
+    """
     unchanged = (Verdict.PROVEN, Verdict.STRUCTURAL, Verdict.PLACED)
     files = result.files
     pycs = [(path, found, source_of_pyc(path)) for path, found in files.items() if path.endswith(".pyc")]
@@ -551,8 +573,15 @@ def _decide_pycs(env: Environment, result: Examination) -> None:
             result.forced_mtimes.setdefault(source, stated[0])
     counts: list[str] = []
     for path, examined, source in pycs:
+        if leave_out and ("__pycache__/" in path or source in files):
+            result.pyc[path] = PycAction.LEAVE_OUT
+            continue
         result.pyc[path], count = _decide_pyc(env, path, examined, source, files.get(source))
         counts.append(count)
+        if count == _WITHOUT_SOURCE and examined.verdict is Verdict.UNMANAGED and _timestamp(examined.pyc_header):
+            # Nobody will ask when its source was changed: that is an accident.
+            edits = (Edit(8, 4, bytes(4)), *examined.form.edits)
+            files[path] = examined._replace(form=examined.form._replace(edits=edits))
         if not examined.understood and result.pyc[path] != PycAction.DROP:
             counts.append("compiled by an unknown Python")
     result.pyc_counts.update(counts)
@@ -570,7 +599,7 @@ def _decide_pyc(
         return PycAction.DROP, "dropped: of another tool"
     if found is None:
         if managed or "__pycache__/" not in path:
-            return PycAction.AS_IT_IS, "without source"
+            return PycAction.AS_IT_IS, _WITHOUT_SOURCE
         return PycAction.DROP, "dropped: no source"
     if found.form.edits or found.form.relocations:
         if managed:
@@ -591,22 +620,77 @@ def _decide_pyc(
     return PycAction.DROP, "dropped: out of date"
 
 
+def _hash_pycs(facts: _Facts, result: Examination, threads: int) -> None:
+    """Let every valid ``.pyc`` of a known Python state its source's hash in place of the source's time."""
+    env = facts.env
+    found: list[tuple[str, int]] = []
+    for path, action in result.pyc.items():
+        header = result.files[path].pyc_header
+        stated = _timestamp(header)
+        source = env.files.get(source_of_pyc(path))
+        magic = int.from_bytes(header[:2], "little")
+        if stated is None or source is None or magic not in MAGICS:
+            continue
+        # As it will be: _decide_pyc has looked at the others.
+        proven = stated[0] == result.forced_mtimes.get(source.path) and stated[1] == source.n_bytes & 0xFFFFFFFF
+        if action == PycAction.FOLLOW or (result.files[path].verdict is Verdict.PROVEN and proven):
+            found.append((path, magic))
+    sources = [env.files[source_of_pyc(path)] for path, _ in found]
+    runs: list[tuple[int, int]] = []
+    for chunk in _chunks(sources, whole=True):
+        start = runs[-1][1] if runs else 0
+        runs.append((start, start + len(chunk)))
+
+    def run(bounds: tuple[int, int]) -> list[Examined]:
+        chosen = slice(*bounds)
+        data, starts = _read_whole(facts, sources[chosen])
+        lengths = [file.n_bytes for file in sources[chosen]]
+        hashes = marshal.source_hashes(data, starts[:-1], lengths, [magic for _, magic in found[chosen]])
+        return [
+            _with_hash(env, path, result.files[path], hashes[8 * k : 8 * k + 8])
+            for k, (path, _) in enumerate(found[chosen])
+        ]
+
+    for (start, stop), examined in zip(runs, ordered_map(run, runs, threads), strict=True):
+        result.files.update(zip((path for path, _ in found[start:stop]), examined, strict=True))
+    for path, _ in found:
+        result.pyc[path] = PycAction.AS_IT_IS
+    result.pyc_counts["stated by hash"] = len(found)
+
+
+def _with_hash(env: Environment, path: str, found: Examined, source_hash: bytes) -> Examined:
+    """A ``.pyc`` whose header says: a hash, to be checked (flags 3), and the hash; with what records state of it."""
+    edit = Edit(4, 12, (3).to_bytes(4, "little") + source_hash)
+    form = ArchiveForm((edit, *found.form.edits), found.form.relocations)
+    found = found._replace(form=form, pyc_header=b"")
+    if path not in env.entries:
+        return found
+    file = env.files[path]
+    with open_source(env.prefix, file) as (_, pread):
+        data = pread(file.n_bytes, 0)
+    return found._replace(
+        archived=Stated(digest.sha256(apply_edits(data, form.edits)), form.n_bytes(file.n_bytes)),
+        on_disk=Stated(digest.sha256(data), file.n_bytes),
+    )
+
+
 # --- records and RECORD (row 16) -------------------------------------------------------------------------------------
 
 
 def _examine_records(env: Environment, result: Examination) -> None:
     archived = {path: found.archived for path, found in result.files.items() if found.archived is not None}
     on_disk = {path: found.on_disk for path, found in result.files.items() if found.on_disk is not None}
+    hashed = {path for path in result.pyc if path in archived}
     # Excluded files are not in these tables: what is stated of them stays.
     relocated = frozenset(path for path, found in result.files.items() if found.form.relocations)
     for record in env.records:
         file = env.files.get(record.path)
         if file is None or file.kind is not Kind.FILE:
             continue
-        own = {entry.path for entry in record.entries} & relocated
+        own = {entry.path for entry in record.entries} & (relocated | hashed)
         with open_source(env.prefix, file) as (_, pread):
             data = pread(file.n_bytes, 0)
-        form = record_form(data, {p: archived[p] for p in own}, {p: on_disk[p] for p in own})
+        form = record_form(data, {p: archived[p] for p in own}, {p: on_disk[p] for p in own}, relocated)
         result.files[record.path] = _finish(file, form, from_memory(data), Verdict.UNMANAGED, PLACEHOLDER)
     for distribution in env.distributions:
         path = f"{distribution.folder}/RECORD"

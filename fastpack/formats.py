@@ -98,6 +98,7 @@ class Format(Protocol):
     has_frames: bool
     hard_links: bool
     symbolic_links: bool
+    pyc: str  # what ``--pyc`` is, where it is not given
 
     def check(self) -> None:
         """What is missing for it, before anything is read."""
@@ -115,6 +116,7 @@ class Format(Protocol):
 class Tar:
     """A tar stream, compressed by a codec."""
 
+    pyc = "timestamp"
     has_frames = hard_links = symbolic_links = True
 
     def __init__(self, codec: Codec) -> None:
@@ -226,6 +228,7 @@ class Squashfs:
     levels = range(10)
     codec: Codec | None = None
     has_frames = False
+    pyc = "timestamp"
     hard_links = symbolic_links = True
 
     def check(self) -> None:
@@ -328,6 +331,8 @@ class Zip:
     codec: Codec | None = None
     has_frames = False
     hard_links = False
+    #: Python's own zipfile, for one, keeps no times.
+    pyc = "checked-hash"
 
     def __init__(self, symbolic_links: bool = False) -> None:
         self.symbolic_links = symbolic_links
@@ -481,6 +486,11 @@ def _zip_time(mtime: int) -> tuple[int, int]:
     return hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day
 
 
+def _utc_time(mtime: int) -> bytes:
+    """The extended timestamp (0x5455): a time that means the same in every time zone."""
+    return struct.pack("<HHBl", 0x5455, 5, 1, mtime) if -(1 << 31) <= mtime < 1 << 31 else b""
+
+
 def _flags(row: _Row, streamed: bool) -> int:
     return (_DESCRIPTOR if streamed else 0) | (0 if row.name.isascii() or not _is_text(row.name) else _UTF8)
 
@@ -498,10 +508,10 @@ def _local_header(row: _Row, large: bool) -> bytes:
     """An entry's header; `large`: sizes that follow it have 64 bits."""
     streamed = not row.ends
     crc, packed, plain = (0, 0, 0) if streamed else (row.crc, row.packed, row.plain)
-    extra = b""
+    extra = _utc_time(row.mtime)
     if large:
         packed = plain = _MAX_32
-        extra = struct.pack("<HHQQ", 1, 16, 0, 0)
+        extra += struct.pack("<HHQQ", 1, 16, 0, 0)
     return (
         struct.pack(
             "<4sHHHHHLLLHH", b"PK\x03\x04", 45 if large else 20, _flags(row, streamed), row.method,
@@ -517,7 +527,8 @@ def _central_entry(row: _Row, offset: int, streamed: bool) -> bytes:
     large = sizes if streamed and _is_large(row.plain) else [value for value in sizes if value >= _MAX_32]
     plain, packed = (_MAX_32 if value in large else value for value in sizes)
     large = [*large, *([offset] if offset >= _MAX_32 else [])]
-    extra = struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b""
+    extra = _utc_time(row.mtime)
+    extra += struct.pack(f"<HH{len(large)}Q", 1, 8 * len(large), *large) if large else b""
     attributes = row.mode << 16 | (0x10 if stat.S_ISDIR(row.mode) else 0)
     version = 45 if large else 20
     return (
@@ -553,6 +564,7 @@ class Directory:
     levels = range(10)  # conda-pack takes any, and uses none
     codec: Codec | None = None
     has_frames = False
+    pyc = "timestamp"
     hard_links = symbolic_links = True
 
     def check(self) -> None:

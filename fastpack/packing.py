@@ -19,7 +19,7 @@ from fastpack.building import Builder, Built, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
-from fastpack.examine import Examination, examine
+from fastpack.examine import Examination, PycPolicy, examine
 from fastpack.formats import Directory, Encoded, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
 from fastpack.fs import check_relative, explain_os_error
 from fastpack.manifest import Frame, Manifest, Member
@@ -58,6 +58,7 @@ class Options:
     strict: bool = False
     pad: tuple[str, ...] = ()  # rules, see with_pad
     external_links: str = "warn"
+    pyc: str | None = None  # see PycPolicy; None: the format's
     base: str | None = None
     base_id: str | None = None
     reuse_any: bool = False
@@ -221,6 +222,8 @@ def _plan(
     if arcroot and (why := check_relative(arcroot)):
         raise UsageError(f"--arcroot has {why}", found=options.arcroot)
     dest_prefix = _check_destination(options.dest_prefix if parcel is None else parcel.prefix)
+    if options.pyc is not None and options.pyc not in PycPolicy.ALL:
+        raise UsageError("no such kind of .pyc files", expected=", ".join(PycPolicy.ALL), found=options.pyc)
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     total = sum(file.n_bytes for file in env)
@@ -236,6 +239,7 @@ def _plan(
         threads=threads,
         verify_source=options.verify_source or options.on_modified == "error",
         prefix_is_unique=options.prefix_is_unique,
+        pyc=options.pyc or format_.pyc,
         progress=scanned,
     )
     plan = make_plan(

@@ -171,7 +171,8 @@ def make_plan(
     members: list[Planned] = []
     private = not any(file.mode & 0o077 for file in env.files.values() if file.kind is Kind.DIRECTORY)
     modes = {mode: archive_mode(mode, False, private) for mode in {file.mode for file in env.files.values()}}
-    dropped = frozenset(path for path, action in examination.pyc.items() if action == PycAction.DROP)
+    reasons = {PycAction.DROP: "stale .pyc", PycAction.LEAVE_OUT: "--pyc drop"}
+    dropped = {path: reasons[action] for path, action in examination.pyc.items() if action in reasons}
     links = {path: file.target for path, file in env.files.items() if file.kind is Kind.LINK and path not in excluded}
     targets, external = link_targets(links, examination.prefixes)
     checks.check_links(targets, external, external_links, warnings)
@@ -181,7 +182,7 @@ def make_plan(
         elif path in in_place:
             left_out[path] = "of an editable package"
         elif path in dropped:
-            left_out[path] = "stale .pyc"
+            left_out[path] = dropped[path]
         elif file.kind is Kind.LINK:
             members.append(_plan_link(env, path, targets[path], path in external))
         elif file.kind is Kind.FILE:

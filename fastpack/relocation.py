@@ -14,7 +14,7 @@ import os
 import re
 import urllib.parse
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpack._place_py import (
@@ -699,7 +699,9 @@ def _skip(text: str, at: int) -> int:
 _BLANKED = ("extracted_package_dir", "package_tarball_full_path")
 
 
-def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Stated]) -> ArchiveForm:
+def record_form(
+    data: bytes, archived: dict[str, Stated], on_disk: dict[str, Stated], relocated: Collection[str]
+) -> ArchiveForm:
     """Row 16: the archive form of a ``conda-meta/*.json`` record.
 
     Cache paths and the link's source become ``""`` and its type 1: they name a cache that is not on the target. Hashes
@@ -708,7 +710,8 @@ def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Sta
 
     Parameters
     ----------
-    archived, on_disk : sha256 and size of the package's files that name the prefix, by path.
+    archived, on_disk : sha256 and size of the package's files whose archive form is another, by path.
+    relocated : those of them that name the prefix, so that what is stated of them is placed with them.
     """
     text = data.decode("utf-8", "surrogateescape")
     encoded = len(text) != len(data)
@@ -720,7 +723,7 @@ def record_form(data: bytes, archived: dict[str, Stated], on_disk: dict[str, Sta
         if encoded:
             offset = len(text[:start].encode("utf-8", "surrogateescape"))
             length = len(text[start:stop].encode("utf-8", "surrogateescape"))
-        if item is not None:
+        if item is not None and item[1] in relocated:
             relocations.append(Relocation(offset + shift, "record", len(new), list(item)))
         if data[offset : offset + length] != new:
             edits.append(Edit(offset, length, new))

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import marshal
 import os
+import py_compile
 import random
 import shutil
 import subprocess
@@ -229,6 +230,7 @@ def test_row_13_packs_are_equal_and_tracebacks_right(made: str, tmp_path: Path) 
         pyc, legacy = (f"lib/pkg/__pycache__/{name}.{sys.implementation.cache_tag}.pyc" for name in ("mod", "legacy"))
         for mode, module in (("timestamp", "mod"), ("timestamp", "legacy"), ("checked-hash", "hashed")):
             source = os.path.join(prefix, "lib/pkg", f"{module}.py")
+            os.utime(source, (10**9 + len(archives), 10**9 + len(archives)))  # never in the same second
             subprocess.run([sys.executable, "-m", "compileall", "-q", "--invalidation-mode", mode, source], check=True)
         os.rename(os.path.join(prefix, legacy), os.path.join(prefix, "lib/pkg/legacy.pyc"))
         os.unlink(os.path.join(prefix, "lib/pkg/legacy.py"))
@@ -316,3 +318,131 @@ def test_row_13_what_another_tool_caches_is_dropped(made: str, tmp_path: Path) -
     assert report.pyc["dropped: of another tool"] == 1
     fastpack.unpack(out, str(tmp_path / "n"))
     assert sorted(os.listdir(tmp_path / "n/lib/__pycache__")) == sorted([*names[1:], os.path.basename(pyc)])
+
+
+# --- hash-based .pyc files (PEP 552) ---------------------------------------------------------------------------------
+
+
+@BOTH
+def test_source_hashes_are_those_of_every_release(kernel: ModuleType) -> None:
+    assert set(GOLDEN["source_hashes"]) == {"3439", "3495", "3531", "3571", "3627"}
+    for magic, by_length in GOLDEN["source_hashes"].items():
+        for n_bytes, expected in by_length.items():
+            data = bytes((7 * k + int(n_bytes)) % 256 for k in range(int(n_bytes)))
+            assert kernel.source_hashes(data, [0], [len(data)], [int(magic)]).hex() == expected
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_source_hashes_native_as_twin_and_as_this_python(sources: list[bytes]) -> None:
+    data, lengths = b"".join(sources), [len(source) for source in sources]
+    starts = [sum(lengths[:k]) for k in range(len(lengths))]
+    magic = int.from_bytes(importlib.util.MAGIC_NUMBER[:2], "little")
+    for one in (magic, 3413):
+        if one not in _marshal_py.MAGICS:
+            continue
+        magics = [one] * len(sources)
+        found = _marshal.source_hashes(data, starts, lengths, magics)
+        assert found == _marshal_py.source_hashes(data, starts, lengths, magics)
+        if one == magic:
+            assert found == b"".join(map(importlib.util.source_hash, sources))
+
+
+@BOTH
+def test_source_hashes_refuse_what_does_not_fit(kernel: ModuleType) -> None:
+    for starts, lengths, magics in (([0], [9], [3495]), ([-1], [1], [3495]), ([0], [-1], [3495]), ([0], [1], [])):
+        with pytest.raises(ValueError, match="data|number"):
+            kernel.source_hashes(b"12345678", starts, lengths, magics)
+    for magic in (-1, 70000, 3000):
+        with pytest.raises(KeyError):
+            kernel.source_hashes(b"12345678", [0], [1], [magic])
+    assert kernel.source_hashes(b"", [], [], []) == b""
+
+
+def invalid(prefix: Path) -> list[str]:
+    """The modules of the package whose .pyc files Python would not use, as it says when it imports them."""
+    code = (
+        "import sys, importlib; sys.path.insert(0, sys.argv[1])\n"
+        "for name in sys.argv[2:]: importlib.import_module(name)"
+    )
+    command = [sys.executable, "-I", "-v", "-B", "-c", code, str(prefix / "lib" / "code"), "own", "its", "stale"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    used = {
+        line.split("code object from ")[1].strip("'\"")
+        for line in done.stderr.splitlines()
+        if "code object from" in line
+    }
+    return sorted(Path(path).name for path in used if path.startswith(str(prefix)) and path.endswith(".py"))
+
+
+@pytest.fixture
+def with_pycs(tmp_path: Path) -> str:
+    """A managed module with the package's own .pyc, an unmanaged one with a valid and one with a stale .pyc."""
+    prefix = str(tmp_path / "env")
+    os.makedirs(prefix)
+    tag = sys.implementation.cache_tag
+    source = b"VALUE = 'its'\n"
+    pyc = bytes(_code_to_timestamp_pyc(compile(source, "its.py", "exec"), 1_600_000_000, len(source)))
+    files = {"lib/code/its.py": MadeFile(source), f"lib/code/__pycache__/its.{tag}.pyc": MadeFile(pyc)}
+    install([MadePackage("its", files=files)], prefix)
+    for name in ("own", "stale"):
+        write(prefix, f"lib/code/{name}.py", f"VALUE = {name!r}\n")
+        py_compile.compile(os.path.join(prefix, f"lib/code/{name}.py"), doraise=True)
+    write(prefix, "lib/code/stale.py", "VALUE = 'changed since'\n")
+    write(prefix, "lib/code/alone.pyc", "")
+    Path(prefix, "lib/code/alone.pyc").write_bytes(pyc)
+    return prefix
+
+
+def pyc_flags(prefix: Path) -> dict[str, int]:
+    folder = prefix / "lib/code/__pycache__"
+    return {p.name.split(".")[0]: p.read_bytes()[4] for p in folder.iterdir()} if folder.exists() else {}
+
+
+def test_pycs_by_hash_are_valid_whatever_became_of_the_times(with_pycs: str, tmp_path: Path) -> None:
+    for suffix, how in (("tar.zst", "checked-hash"), ("zip", None)):
+        output, target = tmp_path / f"a.{suffix}", tmp_path / f"t-{suffix}"
+        report = fastpack.pack(prefix=with_pycs, output=str(output), pyc=how)
+        assert report.pyc["stated by hash"] == 2
+        fastpack.unpack(str(output), str(target))
+        assert pyc_flags(target) == {"own": 3, "its": 3}
+        for path in (target / "lib/code").glob("*.py"):
+            os.utime(path, (1, 1))
+        assert invalid(target) == ["stale.py"]
+        (record,) = (target / "conda-meta").glob("its-*.json")
+        (row,) = (r for r in json.loads(record.read_text())["paths_data"]["paths"] if r["_path"].endswith(".pyc"))
+        import hashlib
+
+        data = (target / row["_path"]).read_bytes()
+        assert row["sha256"] == hashlib.sha256(data).hexdigest() and row["size_in_bytes"] == len(data)
+        assert fastpack.verify(str(target), deep=True).problems == ()
+        # Packed again they are the package's own, and stay as they are.
+        again = fastpack.pack(prefix=str(target), output=str(tmp_path / f"b.{suffix}"), pyc="timestamp")
+        assert again.verdicts.get("modified") is None and again.verdicts.get("recompiled") is None
+        fastpack.unpack(str(tmp_path / f"b.{suffix}"), str(tmp_path / f"t2-{suffix}"))
+        assert pyc_flags(tmp_path / f"t2-{suffix}") == {"own": 3, "its": 3}
+        # A source that is changed is found out.
+        (target / "lib/code/own.py").write_text("VALUE = 'new'\n")
+        assert invalid(target) == ["own.py", "stale.py"]
+
+
+def test_pycs_by_time_and_none_at_all(with_pycs: str, tmp_path: Path) -> None:
+    for suffix in ("tar.gz", "zip"):
+        fastpack.pack(prefix=with_pycs, output=str(tmp_path / f"a.{suffix}"), pyc="timestamp")
+        fastpack.unpack(str(tmp_path / f"a.{suffix}"), str(tmp_path / suffix))
+        assert pyc_flags(tmp_path / suffix) == {"own": 0, "its": 0} and invalid(tmp_path / suffix) == ["stale.py"]
+    report = fastpack.pack(prefix=with_pycs, output=str(tmp_path / "c.tar"), pyc="drop")
+    assert report.left_out["--pyc drop"] == 3
+    fastpack.unpack(str(tmp_path / "c.tar"), str(tmp_path / "c"))
+    assert pyc_flags(tmp_path / "c") == {} and (tmp_path / "c/lib/code/alone.pyc").exists()
+    assert fastpack.verify(str(tmp_path / "c"), deep=True).problems == ()
+    fastpack.pack(prefix=str(tmp_path / "c"), output=str(tmp_path / "d.tar"))  # nothing is missing
+    with pytest.raises(fastpack.FastpackError, match=r"\.pyc"):
+        fastpack.pack(prefix=with_pycs, output=str(tmp_path / "e.tar"), pyc="never")
+
+
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="not on this machine: unzip")
+def test_unzip_in_another_time_zone_leaves_pycs_valid(with_pycs: str, tmp_path: Path) -> None:
+    fastpack.pack(prefix=with_pycs, output=str(tmp_path / "a.zip"), pyc="timestamp")
+    zone = {**os.environ, "TZ": "Asia/Kolkata"}
+    subprocess.run(["unzip", "-q", tmp_path / "a.zip", "-d", tmp_path / "t"], check=True, env=zone)
+    assert invalid(tmp_path / "t") == ["stale.py"]

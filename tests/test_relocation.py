@@ -267,7 +267,7 @@ def test_row_16_a_record_states_the_archive_form() -> None:
     }
     data = json.dumps(record, indent=1, ensure_ascii=False).encode()
     archived = {"a": Stated("3" * 64, 7777), "entry": Stated("6" * 64, 400)}
-    form = record_form(data, archived, {"a": Stated("2" * 64, 90), "entry": Stated("5" * 64, 50)})
+    form = record_form(data, archived, {"a": Stated("2" * 64, 90), "entry": Stated("5" * 64, 50)}, {"a", "entry"})
     done = apply_edits(data, form.edits)
     found = json.loads(done)
     assert found["extracted_package_dir"] == "" and found["link"] == {"source": "", "type": 1}
