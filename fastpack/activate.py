@@ -11,15 +11,18 @@ from fastpack._version import VERSION
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scripts")
 _PACKAGE = os.path.dirname(_FOLDER)
 
-#: Member name -> (file in scripts/, mode).
+#: Member name -> file in scripts/.
 ACTIVATION = {
     "bin/activate": "activate",
     "bin/activate.fish": "activate.fish",
     "bin/activate.csh": "activate.csh",
     "bin/deactivate": "deactivate",
     "bin/deactivate.csh": "deactivate.csh",
+    "bin/activate.nu": "activate.nu",
+    "bin/activate.ps1": "activate.ps1",
 }
 CONDA_UNPACK = "bin/conda-unpack"
+VARIABLES = ".fastpack/variables"
 
 _OWN_IMPORT = re.compile(r"^from (?:__future__|fastpack\._relocate_py) import .*\n", re.MULTILINE)
 
@@ -31,7 +34,14 @@ def _read(path: str) -> str:
 
 def activation_scripts() -> dict[str, bytes]:
     """Member name -> content of the activation scripts (mode 0644)."""
-    return {member: _read(os.path.join(_FOLDER, name)).encode() for member, name in ACTIVATION.items()}
+    scripts = {member: _read(os.path.join(_FOLDER, name)).encode() for member, name in ACTIVATION.items()}
+    return {**scripts, VARIABLES: _variables()}
+
+
+def _variables() -> bytes:
+    """What tells shells the variables that conda keeps: a sh head that finds a Python, over the Python text."""
+    text = _read(os.path.join(_PACKAGE, "_variables_py.py"))
+    return (_read(os.path.join(_FOLDER, "variables_head.sh")) + text[text.index("from __future__") :]).encode()
 
 
 def conda_unpack(requires: Mapping[str, str]) -> bytes:

@@ -36,6 +36,7 @@ POLICY_SCRIPTS = frozenset(
     "bin/" + name
     for name in (
         "conda", "activate", "deactivate", "activate.fish", "deactivate.fish", "activate.csh", "deactivate.csh",
+        "activate.nu", "activate.ps1",
         "conda-unpack",
         "conda_unpack_progress.py", "conda-unpack-script.py",
     )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
 
+from fastpack import _variables_py
 from fastpack._place_py import INCOMPLETE
 from fastpack.errors import EnvironmentNotFound, FastpackError, IncompleteEnvironment, NotAnEnvironment, UsageError
 
 
 def variables(prefix: str, before: Mapping[str, str]) -> dict[str, str]:
     """What an activated environment's variables are, made of those `before`.
-
-    As conda has it: those of ``etc/conda/env_vars.d`` in the order of names, then those of ``conda-meta/state``.
 
     Raises
     ------
@@ -38,16 +36,11 @@ def variables(prefix: str, before: Mapping[str, str]) -> dict[str, str]:
         "CONDA_PROMPT_MODIFIER": f"({name}) ",
         "PATH": os.pathsep.join([os.path.join(prefix, "bin"), *filter(None, [before.get("PATH")])]),
     }
-    folder = os.path.join(prefix, "etc/conda/env_vars.d")
-    tables = [os.path.join(folder, file) for file in _listed(folder) if file.endswith(".json")]
-    for path in tables:
-        found.update(_table(path, ()))
-    found.update(_table(os.path.join(prefix, "conda-meta/state"), ("env_vars",)))
-    return {name: value for name, value in found.items() if value != _UNSET}
-
-
-#: What `conda env config vars unset` writes.
-_UNSET = "***unset***"
+    try:
+        found.update(_variables_py.read_variables(prefix))
+    except ValueError as error:
+        raise FastpackError(str(error), hint="mend that table, or remove it") from None
+    return {name: value for name, value in found.items() if value != _variables_py.UNSET}
 
 
 def _listed(folder: str) -> list[str]:
@@ -55,23 +48,6 @@ def _listed(folder: str) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def _table(path: str, keys: Sequence[str]) -> dict[str, str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            table = json.load(file)
-        for key in keys:
-            table = table.get(key, {})
-        for name, value in table.items():
-            if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
-                raise ValueError(f"{name!r} is no variable's name and text")
-            os.fsencode(name + value)
-        return dict(table)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise FastpackError(f"a table of variables cannot be read ({error})", path=path) from None
 
 
 def run(prefix: str, command: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import shutil
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastpack
+from fastpack import activate
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from tests.conftest import app_package
 from tests.test_environment import write
@@ -260,3 +263,108 @@ printf '%s\\n' $?CONDA_PREFIX "$PATH"
     (Path(other) / ".fastpack/incomplete").touch()
     done = run_csh(shell, tmp_path, 'source "$1/bin/activate.csh"\nprintf "%s" $?CONDA_PREFIX\n', other)
     assert done.stdout == "0" and "not unpacked to its end" in done.stderr
+
+
+# --- variables that conda keeps (conda-meta/state, etc/conda/env_vars.d) ----------------------------------------------
+
+
+@pytest.fixture
+def with_variables(tmp_path: Path) -> str:
+    """An environment with variables of every difficult kind; one names the environment, one takes another away."""
+    source, target = str(tmp_path / "source"), str(tmp_path / "it's a target 环境")
+    install([app_package()], source)
+    write(source, "etc/conda/env_vars.d/app.json", json.dumps({"APP_A": "of the package", "APP_B": "b"}))
+    own = {
+        "APP_A": 'it\'s "all" $HOME `id` \\ ! % é ;',
+        "APP_PATH": f"{source}/share",
+        "GONE": "***unset***",
+        "KEPT": "new",
+    }
+    write(source, "conda-meta/state", json.dumps({"env_vars": own, "version": 1}))
+    out = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=source, output=out)
+    fastpack.unpack(out, target)
+    return target
+
+
+SAYS = 'printf "%s|" "$APP_A" "$APP_B" "$APP_PATH" "${GONE-not set}" "$KEPT"'
+AFTER = 'printf "%s|" "${APP_A-not set}" "${APP_B-not set}" "${APP_PATH-not set}" "$GONE" "$KEPT"'
+
+
+def expected(prefix: str) -> str:
+    return f'it\'s "all" $HOME `id` \\ ! % é ;|b|{prefix}/share|not set|new|'
+
+
+@pytest.mark.parametrize("options", ["", "set -eu; "])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_variables_of_conda_are_set_and_undone(with_variables: str, shell: str, options: str) -> None:
+    require(shell)
+    text = f'{options}. "$1/bin/activate"; {SAYS}; echo; deactivate; {AFTER}; echo; set | grep -c ^_FASTPACK || :'
+    done = run(shell, text, with_variables, GONE="was set", KEPT="old", LC_ALL="C.UTF-8")
+    lines = [expected(with_variables), "not set|not set|not set|was set|old|", "0"]
+    assert done.stdout.splitlines() == lines and not done.stderr, (done.stdout, done.stderr)
+
+
+def test_variables_of_conda_in_fish(with_variables: str) -> None:
+    require("fish")
+    says = 'printf "%s|" "$APP_A" "$APP_B" "$APP_PATH" (set -q GONE; and echo "$GONE"; or echo "not set") "$KEPT"; echo'
+    text = f"source $argv[1]/bin/activate.fish; {says}; deactivate; {says}; set -n | grep -c _FASTPACK"
+    clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", text, with_variables], capture_output=True, text=True, timeout=60,
+        env={**clean, "GONE": "was set", "KEPT": "old", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [expected(with_variables), "|||was set|old|", "0"], done.stderr
+
+
+@pytest.mark.parametrize("shell", ["tcsh", "bsd-csh"])
+def test_variables_of_conda_in_csh(with_variables: str, tmp_path: Path, shell: str) -> None:
+    require(shell)
+    script = tmp_path / "script.csh"
+    show = f"sh -c '{SAYS}; echo'"
+    after = f"sh -c '{AFTER}; echo'"
+    script.write_text(
+        f"source $1:q/bin/activate.csh\n{show}\ndeactivate\n{after}\nset | grep -c _FASTPACK\nalias | grep -c fastpack\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    done = subprocess.run(
+        [shell, "-f", str(script), with_variables], capture_output=True, text=True, timeout=60,
+        env={**clean, "GONE": "was set", "KEPT": "old", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    lines = [expected(with_variables), "not set|not set|not set|was set|old|", "0", "0"]
+    assert done.stdout.splitlines() == lines, (done.stdout, done.stderr)
+
+
+def test_nushell_activates_and_undoes(with_variables: str, tmp_path: Path) -> None:
+    require("nu")
+    script = tmp_path / "script.nu"
+    name = os.path.basename(with_variables)
+    show = (
+        'print ([($env.CONDA_PREFIX? | default "-") ($env.CONDA_DEFAULT_ENV? | default "-")'
+        ' ($env.CONDA_SHLVL? | default "-") ($env.PATH | first) ($env.APP_A? | default "-") ($env.APP_B? | default "-")'
+        ' ($env.APP_PATH? | default "-") ($env.GONE? | default "-") $env.KEPT] | str join "|")\n'
+    )
+    script.write_text(f"{show}overlay use `{with_variables}/bin/activate.nu`\n{show}deactivate\n{show}")
+    clean = {name: value for name, value in os.environ.items() if name in ("HOME",)}
+    done = subprocess.run(
+        [str(shutil.which("nu")), "--no-config-file", str(script)], capture_output=True, text=True, timeout=60,
+        env={**clean, "PATH": "/usr/bin:/bin", "GONE": "was set", "KEPT": "old", "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    before = "-|-|-|/usr/bin|-|-|-|was set|old"
+    active = f"{with_variables}|{name}|1|{with_variables}/bin|{expected(with_variables)[:-1]}".replace("not set", "-")
+    assert done.stdout.splitlines() == [before, active, before], (done.stdout, done.stderr)
+
+
+def test_a_broken_table_of_variables_is_said_and_the_rest_works(with_variables: str) -> None:
+    write(with_variables, "conda-meta/state", '{"env_vars": {"A B": "x"}}')
+    done = run("sh", '. "$1/bin/activate"; echo "$CONDA_PREFIX"; deactivate; echo "${APP_B-not set}"', with_variables)
+    assert done.stdout.splitlines() == [with_variables, "not set"]
+    assert "conda-meta/state" in done.stderr and "'A B'" in done.stderr and len(done.stderr.splitlines()) == 1
+    os.unlink(os.path.join(with_variables, "conda-meta/state"))
+    empty = run("/bin/sh", 'PATH=/nowhere; . "$1/bin/activate"; :', with_variables)
+    assert "no Python" in empty.stderr or "not found" in empty.stderr
+
+
+def test_what_tells_variables_runs_on_old_pythons() -> None:
+    """Of other minor versions that are at hand; the text itself asks for 3.8."""
+    ast.parse(activate.activation_scripts()[activate.VARIABLES].decode(), feature_version=(3, 8))

@@ -56,6 +56,16 @@ if ( $_fp_todo ) then
     endif
     alias deactivate 'source $_FASTPACK_PREFIX:q/bin/deactivate.csh'
 
+    # Variables that conda keeps in JSON, by any Python that is there.
+    if ( -f "$_fp_prefix/conda-meta/state" || -d "$_fp_prefix/etc/conda/env_vars.d" ) then
+        # Through a file: no quotes hold the path in a command substitution.
+        set _fp_code = "`mktemp`"
+        sh -c 'exec sh "$1/.fastpack/variables" csh "$1" > "$2"' sh "$_fp_prefix" "$_fp_code"
+        source "$_fp_code"
+        rm -f "$_fp_code"
+        unset _fp_code
+    endif
+
     # Names by ls, and the directory not in quotes: tcsh finds nothing below a path with letters beyond ASCII.
     if ( -d "$_fp_prefix/etc/conda/activate.d" ) then
         set _fp_scripts = ( `cd $_fp_prefix:q/etc/conda/activate.d && env LC_ALL=C ls` )

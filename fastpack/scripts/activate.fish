@@ -69,6 +69,16 @@ function _fastpack_activate
         for script in $scripts[-1..1]
             source $script
         end
+        for name in $_FASTPACK_VARIABLES
+            set -l old _FASTPACK_OLD_VAR_$name
+            if set -q $old
+                set -gx $name $$old
+            else
+                set -e $name
+            end
+            set -e $old
+        end
+        set -e _FASTPACK_VARIABLES
         # Only our own entry leaves PATH: what was put there since stays.
         if set -l index (contains -i -- "$_FASTPACK_PREFIX/bin" $PATH)
             set -e PATH[$index]
@@ -93,6 +103,11 @@ function _fastpack_activate
 
     function deactivate -d 'Undo bin/activate.fish'
         _fastpack_deactivate
+    end
+
+    # Variables that conda keeps in JSON, by any Python that is there.
+    if test -f "$prefix/conda-meta/state"; or test -d "$prefix/etc/conda/env_vars.d"
+        sh "$prefix/.fastpack/variables" fish "$prefix" | source
     end
 
     for script in $prefix/etc/conda/activate.d/*.fish

@@ -7,6 +7,16 @@ if ( $?_FASTPACK_PREFIX ) then
         end
         unset _fp_script _fp_scripts
     endif
+    if ( $?_FASTPACK_VARIABLES ) then
+        foreach _fp_name ( $_FASTPACK_VARIABLES )
+            unsetenv $_fp_name
+        end
+        foreach _fp_name ( $_FASTPACK_HAD_VARIABLES )
+            eval setenv $_fp_name \$_FASTPACK_OLD_VAR_${_fp_name}:q
+            unset _FASTPACK_OLD_VAR_$_fp_name
+        end
+        unset _FASTPACK_VARIABLES _FASTPACK_HAD_VARIABLES _fp_name
+    endif
     # Only our own entry leaves PATH: what was put there since stays.
     set _fp_path = ()
     set _fp_done = 0
