@@ -446,9 +446,8 @@ def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> Pack
     verdicts.update(f"{m.verdict} with a prefix" for m in members if m.verdict and m.path in relocated)
     warnings = done.warnings
     if n_naming:
-        warnings.append(
-            Warned("pyc-prefix", None, f"{n_naming} .pyc files of a Python that is not known state the source prefix")
-        )
+        why = "compiled by an unknown Python, or in the code's own text"
+        warnings.append(Warned("pyc-prefix", None, f"{n_naming} .pyc files name the source prefix: {why}"))
     return PackReport(
         prefix=plan.environment.prefix,
         output=output,
