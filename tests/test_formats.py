@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import types
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -440,3 +441,54 @@ def test_commands_that_need_frames_say_so(suffix: str, env: str, tmp_path: Path)
     if suffix == "squashfs":
         done = run_fastpack("unpack", out, "-p", tmp_path / "n")
         assert done.code == 2 and "unsquashfs" in done.err
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[Path, Path], None]]:
+    """Mounts squashfs files with squashfuse, and takes the mounts down again; skips where FUSE is not to be had."""
+    mounted: list[Path] = []
+
+    def at(image: Path, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        done = subprocess.run(["squashfuse", image, place], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"squashfuse cannot mount here: {done.stderr.strip()}")
+        mounted.append(place)
+
+    yield at
+    for place in mounted:
+        subprocess.run(["fusermount3", "-u", place], check=True)
+
+
+@need("mksquashfs", "squashfuse", "fusermount3")
+def test_squashfs_mounted_where_it_was_packed_for(
+    real_source: str, tmp_path: Path, mount: Callable[[Path, Path], None]
+) -> None:
+    place, image = tmp_path / "mounted env", tmp_path / "e.squashfs"
+    done = run_fastpack("pack", "-p", real_source, "-o", image, "--dest-prefix", place)
+    assert done.code == 0, done.err
+    mount(image, place)
+    ran = subprocess.run(
+        [place / "bin/python", "-c", "import sys, ssl; print(sys.prefix)"], capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == str(place), ran.stderr
+    assert run_fastpack("verify", place).code == 0
+    assert run_fastpack("status", place, "--json").json["result"]["condition"] == "right"
+
+
+@need("mksquashfs", "squashfuse", "fusermount3")
+def test_squashfs_mounted_anywhere_and_relocated_through_an_overlay(
+    real_source: str, tmp_path: Path, mount: Callable[[Path, Path], None]
+) -> None:
+    place, image, upper = tmp_path / "anywhere", tmp_path / "e.squashfs", tmp_path / "upper"
+    assert run_fastpack("pack", "-p", real_source, "-o", image).code == 0
+    mount(image, place)
+    done = run_fastpack("relocate", place, "--overlay", upper)
+    assert done.code == 0, done.err
+    # What a kernel shows of an overlay: the upper directory's files over those of the mounted one.
+    whole, direct = tmp_path / "whole", tmp_path / "e.tar.zst"
+    shutil.copytree(place, whole, symlinks=True)
+    shutil.copytree(upper, whole, symlinks=True, dirs_exist_ok=True)
+    run_fastpack("pack", "-p", real_source, "-o", direct)
+    assert run_fastpack("unpack", direct, "-p", tmp_path / "oracle", "--dest-prefix", place).code == 0
+    assert content(whole) == content(tmp_path / "oracle")
