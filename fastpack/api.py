@@ -94,6 +94,7 @@ def pack(
     base: str | None = None,
     base_id: str | None = None,
     reuse_any: bool = False,
+    trust_base: bool = False,
     cache: str | None = None,
     cache_bytes: int = DEFAULT_BYTES,
 ) -> PackReport:
@@ -112,6 +113,8 @@ def pack(
     base : an earlier archive: frames whose bytes did not change are copied from it.
     base_id : refuse any base but the archive with this id.
     reuse_any : copy frames of another compression level or other libraries too.
+    trust_base : copy its frames without reading them, by reference where the file system can: what is damaged in the
+        base is then damaged in the new archive.
     cache, cache_bytes : a directory that keeps the frames of all environments, and how large it may be.
     compress_level : zstd 1 to 22 (default: chosen for each frame by its bytes), gzip and zip 0 to 9 (default 4), bzip2
         1 to 9 (9), xz 0 to 9 (6), squashfs 0 (stored) to 8 (zstd), 9 (xz), default 4.
@@ -159,8 +162,8 @@ def pack(
         ignore_editable_packages=ignore_editable_packages, ignore_missing_files=ignore_missing_files,
         on_missing=on_missing, on_modified=on_modified, editable=editable, pyc=pyc,
         verify_source=verify_source, verify_content=verify_content, prefix_is_unique=prefix_is_unique, strict=strict,
-        pad=pad, external_links=external_links, base=base, base_id=base_id, reuse_any=reuse_any, cache=cache,
-        cache_bytes=cache_bytes,
+        pad=pad, external_links=external_links, base=base, base_id=base_id, reuse_any=reuse_any,
+        trust_base=trust_base, cache=cache, cache_bytes=cache_bytes,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
-from fastpack import digest
+from fastpack import digest, pagecache
 from fastpack.codec import Codec
 from fastpack.errors import FastpackError, WrongBase
 from fastpack.manifest import Frame, Manifest
@@ -25,16 +25,19 @@ class Base:
     ----------
     archive : None: there is none, or its frames cannot be used.
     further : archives whose frames are used as well.
+    trusted : frames are taken to be what the manifest says, and not read.
     """
 
     def __init__(
-        self, archive: Archive | None, warnings: Sequence[Warned] = (), further: Sequence[Archive] = ()
-    ) -> None:
+        self, archive: Archive | None, warnings: Sequence[Warned] = (), further: Sequence[Archive] = (),
+        trusted: bool = False,
+    ) -> None:  # fmt: skip
         self._archive = archive
         self._index: dict[bytes, tuple[Archive, int]] = {}
         for one in (*further, *([archive] if archive else [])):
             self._index.update((frame.digest, (one, index)) for index, frame in enumerate(one.manifest.frames))
         self._warnings = warnings
+        self._trusted = trusted
         self._rotten: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self.path = archive.path if archive else None
@@ -44,7 +47,7 @@ class Base:
         """Whether it has no frame to offer."""
         return not self._index
 
-    def packed(self, frame_digest: bytes, plain_bytes: int) -> tuple[memoryview, bytes] | None:
+    def packed(self, frame_digest: bytes, plain_bytes: int) -> tuple[memoryview | pagecache.Piece, bytes] | None:
         """The compressed bytes of a frame and their BLAKE3, if the base has it and it is what its manifest says.
 
         A frame's digest stands for all its bytes (headers and data; the rest is zeros), so these are the bytes that
@@ -57,6 +60,8 @@ class Base:
         frame = archive.manifest.frames[index]
         if frame.plain_bytes != plain_bytes:
             return None
+        if self._trusted:
+            return pagecache.Piece(archive.descriptor, frame.offset, frame.packed_bytes), frame.packed_digest
         try:
             packed = archive.reader.packed(index)
         except FastpackError:
@@ -83,7 +88,7 @@ class Base:
 @contextmanager
 def open_base(
     path: str | None, output: str | None, codec: Codec | None, level: int, archive_id: str | None = None,
-    any_: bool = False, further: Sequence[str] = (),
+    any_: bool = False, further: Sequence[str] = (), trusted: bool = False,
 ) -> Iterator[Base]:  # fmt: skip
     """The archive whose frames may be used.
 
@@ -93,6 +98,7 @@ def open_base(
     archive_id : refuse any other one.
     any_ : use frames of another level or other libraries too; the archive is then another one than without a base.
     further : archives that this run has made, whose frames are used as well.
+    trusted : do not read the frames that are used, so that what is rotten in the base is rotten in the new archive.
 
     Raises
     ------
@@ -119,7 +125,7 @@ def open_base(
                 warnings = [Warned("base-other", chosen, f"frames of a base were used though {why}")]
             else:
                 archive, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
-        yield Base(archive, warnings, [stack.enter_context(open_archive(one)) for one in further])
+        yield Base(archive, warnings, [stack.enter_context(open_archive(one)) for one in further], trusted)
 
 
 def _unlike(archive: Archive, codec: Codec, level: int) -> str | None:

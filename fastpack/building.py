@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fastpack import container, digest
+from fastpack import container, digest, pagecache
 from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
@@ -23,6 +23,9 @@ from fastpack.parallel import Scratch
 from fastpack.plan import Plan, Planned, PlannedFrame, in_archive
 from fastpack.reading import changed, open_folder, open_source, read_many
 from fastpack.stat_table import AS_ON_DISK, Known, StatTable
+
+#: A frame as it is written: its bytes, or where in another file they are.
+Data = bytes | memoryview | pagecache.Piece
 
 
 class PlainFrame(NamedTuple):
@@ -44,7 +47,7 @@ Encode = Callable[[PlainFrame], tuple[bytes | memoryview, Any]]
 class Built:
     """A frame ready to be written, and what was learnt of the members in it, in columns."""
 
-    packed: bytes | memoryview
+    packed: Data
     rows: Any  # what the format has to remember of it
     packed_digest: bytes
     reused: bool  # whether base or cache had it
@@ -157,9 +160,9 @@ class Builder:
             slices, mtimes, self._naming(members, layout, plain),
         )  # fmt: skip
 
-    def _stored(self, name: bytes, plain_bytes: int) -> tuple[bytes | memoryview, bytes] | None:
+    def _stored(self, name: bytes, plain_bytes: int) -> tuple[Data, bytes] | None:
         """A frame's compressed bytes and their BLAKE3, where base or cache has them."""
-        stored = self._base.packed(name, plain_bytes)
+        stored: tuple[Data, bytes] | None = self._base.packed(name, plain_bytes)
         if stored is None and self._cache is not None:
             stored = self._cache.packed(name)
         return stored

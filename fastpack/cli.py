@@ -114,6 +114,7 @@ _ignore_requirements = click.option(
 @click.option("--base", metavar="ARCHIVE", help="Copy what did not change from an earlier archive.")
 @click.option("--base-id", metavar="ID", help="Refuse any base but the archive with this id.")
 @click.option("--reuse-any", is_flag=True, help="Copy from a base of another level or other libraries too.")
+@click.option("--trust-base", is_flag=True, help="Copy frames of the base unread; shared where the file system can.")
 @click.option("--cache", envvar="FASTPACK_CACHE", metavar="DIR", help="Keep compressed frames for later packs there.")
 @click.option("--cache-size", default="20G", show_default=True, metavar="SIZE", help="How large the cache may be.")
 @click.option(
@@ -147,7 +148,8 @@ def pack(
     context: click.Context, prefix: tuple[str, ...], name: str | None, output: str | None, format_: str,
     compress_level: int | None, n_threads: int, arcroot: str, dest_prefix: str | None, exclude: tuple[str, ...],
     include: tuple[str, ...], slim: tuple[str, ...], force: bool, base: str | None, base_id: str | None,
-    reuse_any: bool, cache: str | None, cache_size: str, ignore_missing_files: bool, ignore_editable_packages: bool,
+    reuse_any: bool, trust_base: bool, cache: str | None, cache_size: str, ignore_missing_files: bool,
+    ignore_editable_packages: bool,
     verify_source: bool, verify_content: bool, pyc: str | None, prefix_is_unique: bool, pad: tuple[str, ...],
     external_links: str | None, strict: bool, parcel_root: str | None, parcel_name: str | None,
     parcel_version: str | None, parcel_distro: str | None, zip_symlinks: bool, no_zip_64: bool, on_missing: str,
@@ -176,7 +178,8 @@ def pack(
             ignore_editable_packages=ignore_editable_packages, verify_source=verify_source,
             verify_content=verify_content,
             prefix_is_unique=prefix_is_unique, strict=strict, pad=pad, external_links=external_links or "warn",
-            base=base, base_id=base_id, reuse_any=reuse_any, cache=cache or None, cache_bytes=parse_size(cache_size),
+            base=base, base_id=base_id, reuse_any=reuse_any, trust_base=trust_base, cache=cache or None,
+            cache_bytes=parse_size(cache_size),
             zip_symlinks=zip_symlinks, zip_64=not no_zip_64, parcel_root=parcel_root, parcel_name=parcel_name,
             parcel_version=parcel_version, parcel_distro=parcel_distro, on_missing=on_missing, on_modified=on_modified,
             editable=editable, pyc=pyc,

@@ -21,15 +21,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
-from fastpack import container
+from fastpack import container, pagecache
 from fastpack._place_py import EPOCH_2000, content_mtime
-from fastpack.building import PlainFrame
+from fastpack.building import Data, PlainFrame
 from fastpack.codec import CODECS, Codec
 from fastpack.destination import Destination
 from fastpack.errors import FastpackError, NoSpace, UsageError
 from fastpack.extracting import finish_directories, make_directories, make_links, write_manifest
 from fastpack.frames import Locator, trailer
-from fastpack.fs import explain_os_error, new_file
+from fastpack.fs import Output, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Kind
 from fastpack.native import CANNOT_SHARE, batch
@@ -54,7 +54,7 @@ class Job:
 
 
 class Encoded(NamedTuple):
-    """A frame as it is written, and what its format has to remember of it."""
+    """A frame in the format's form, and what the format has to remember of it."""
 
     data: bytes | memoryview
     rows: Any = None
@@ -66,8 +66,8 @@ class Writer(Protocol):
     def encode(self, frame: PlainFrame) -> Encoded:
         """A frame in the format's form. Called by several threads."""
 
-    def write(self, encoded: Encoded) -> None:
-        """Write a frame; in order."""
+    def write(self, data: Data, rows: Any) -> None:
+        """Write a frame; in order. `rows` are those of `encode`."""
 
     def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:
         """Write what stands behind the last frame.
@@ -152,8 +152,13 @@ class _TarWriter:
     def encode(self, frame: PlainFrame) -> Encoded:
         return Encoded(self._codec.compress(frame.plain, self._level))
 
-    def write(self, encoded: Encoded) -> None:
-        self._out.write(encoded.data)
+    def write(self, data: Data, rows: Any) -> None:
+        if not isinstance(data, pagecache.Piece):
+            self._out.write(data)
+        elif isinstance(self._out, Output):
+            self._out.append(data)
+        else:
+            self._out.write(data.read())
 
     def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:
         own = own_member(manifest, archive_id)
@@ -409,12 +414,13 @@ class _ZipWriter:
         mode = stat.S_IFREG | member.mode
         return _Row(name, mode, mtime, method, _crc(data), len(packed), len(data), at, begins, ends), packed
 
-    def write(self, encoded: Encoded) -> None:
-        self._out.write(encoded.data)
-        for row in encoded.rows:
+    def write(self, data: Data, rows: Any) -> None:
+        assert not isinstance(data, pagecache.Piece)  # this format has no base
+        self._out.write(data)
+        for row in rows:
             self._add(row)
-        self._offset += len(encoded.data)
-        last = encoded.rows[-1] if encoded.rows else None
+        self._offset += len(data)
+        last = rows[-1] if rows else None
         if last is not None and self._open is None and not last.begins:
             self._offset += self._out.write(self._descriptor)
 
@@ -445,7 +451,7 @@ class _ZipWriter:
         planned = Planned(Kind.FILE, MANIFEST, own.mode, manifest.groups[-1], own.n_bytes)
         row, packed = self._entry(planned, own.mtime, memoryview(manifest.raw), 0, None)
         head = _local_header(row, False)
-        self.write(Encoded(head + packed, [row]))
+        self.write(head + packed, [row])
         directory = b"".join(self._entries)
         end = _end_of_zip(len(self._entries), len(directory), self._offset, self._zip_64)
         self._out.write(directory)
@@ -678,7 +684,7 @@ class _DirectoryWriter:
         finally:
             os.close(descriptor)
 
-    def write(self, encoded: Encoded) -> None:
+    def write(self, data: Data, rows: Any) -> None:
         pass
 
     def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:

@@ -214,15 +214,41 @@ def _remove_debris(path: str) -> None:
         pass
 
 
-class _Output(io.FileIO):
+class Output(io.FileIO):
     """A new file that is written once, from its start to its end."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "xb")
         self._writer = pagecache.Writer()
+        self._pending: tuple[pagecache.Piece, int] | None = None  # and where it goes
+
+    def append(self, piece: pagecache.Piece) -> None:
+        """Write a part of another file; parts that follow each other there are copied in one go."""
+        offset = self.tell()
+        if self._pending is not None:
+            before, start = self._pending
+            end = before.offset + before.n_bytes
+            if (before.descriptor, end) == (piece.descriptor, piece.offset):
+                piece = pagecache.Piece(piece.descriptor, before.offset, before.n_bytes + piece.n_bytes)
+                self._pending = piece, start
+                self.seek(start + piece.n_bytes)
+                return
+        self._copy_pending()
+        self._pending = piece, offset
+        self.seek(offset + piece.n_bytes)
+
+    def _copy_pending(self) -> None:
+        if self._pending is not None:
+            (piece, start), self._pending = self._pending, None
+            piece.copy_to(self.fileno(), start)
+
+    def flush(self) -> None:
+        self._copy_pending()
+        super().flush()
 
     def write(self, data: Buffer) -> int:
         """Write all of `data`."""
+        self._copy_pending()
         n_bytes = memoryview(data).nbytes
         offset = self.tell()
         self._writer.write(self.fileno(), data, offset)
@@ -231,7 +257,7 @@ class _Output(io.FileIO):
 
 
 @contextmanager
-def new_file(path: str, force: bool) -> Iterator[io.FileIO]:
+def new_file(path: str, force: bool) -> Iterator[Output]:
     """A file that appears under its name when the block ends well, and not at all otherwise.
 
     Written beside the target with the mode the umask gives, locked while it is written, renamed at the end. Debris of
@@ -256,7 +282,7 @@ def new_file(path: str, force: bool) -> Iterator[io.FileIO]:
             if entry.startswith(stem):
                 _remove_debris(os.path.join(folder, entry))
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
-        out = _Output(temporary)
+        out = Output(temporary)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     try:

@@ -20,7 +20,7 @@ from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examine import Examination, PycPolicy, examine
-from fastpack.formats import Directory, Encoded, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
+from fastpack.formats import Directory, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
 from fastpack.fs import check_relative, explain_os_error
 from fastpack.manifest import Frame, Manifest, Member
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
@@ -36,8 +36,8 @@ class Options:
 
     `verify_content` reads every file, also those that have not changed since an earlier pack read them; `verify_source`
     also holds managed ones against their sha256. `base` is an earlier archive whose frames are used again; None: the
-    one that `force` replaces. `base_id` and `reuse_any` are `open_base`'s. `cache` is a directory of frames,
-    `cache_bytes` what it may have in the end. `further` are archives that this run made, see `pack_many`.
+    one that `force` replaces. `base_id`, `reuse_any` and `trust_base` are `open_base`'s. `cache` is a directory of
+    frames, `cache_bytes` what it may have in the end. `further` are archives that this run made, see `pack_many`.
     """
 
     output: str | None = None
@@ -62,6 +62,7 @@ class Options:
     base: str | None = None
     base_id: str | None = None
     reuse_any: bool = False
+    trust_base: bool = False
     cache: str | None = None
     cache_bytes: int = DEFAULT_BYTES
     further: tuple[str, ...] = ()
@@ -181,7 +182,7 @@ def _pack(
         raise UsageError("no frames are used again in this format", found=format_.name, hint="choose tar.zst or tar.gz")
     cache = None if options.cache is None or codec is None else Cache(options.cache, options.cache_bytes, codec, level)
     with open_base(
-        options.base, replaced, codec, level, options.base_id, options.reuse_any, options.further
+        options.base, replaced, codec, level, options.base_id, options.reuse_any, options.further, options.trust_base
     ) as base:  # fmt: skip
         everything = options.verify_content or options.verify_source
         table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
@@ -359,7 +360,7 @@ def _write(
     total = plan.source_bytes
     try:
         for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, job.threads), strict=True):
-            writer.write(Encoded(built.packed, built.rows))
+            writer.write(built.packed, built.rows)
             frame = Frame(offset, len(built.packed), built.plain_bytes, built.digest, built.packed_digest)
             if not job.has_frames:  # the manifest then has those of the tar stream that there would be
                 frame = Frame(offset, built.plain_bytes, built.plain_bytes, built.digest, built.digest)

@@ -9,8 +9,10 @@ is where whoever starts the environment next looks for it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +27,59 @@ BEHIND = 64 << 20
 
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE, linux/fs.h
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+
+
+#: What copies of parts of files are cut at, so that a file system may share their blocks.
+BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an open file that is copied unread, in bytes."""
+
+    descriptor: int
+    offset: int
+    n_bytes: int
+
+    def __len__(self) -> int:
+        return self.n_bytes
+
+    def read(self) -> memoryview:
+        """The bytes themselves, for an output that they cannot be copied to."""
+        data = read(self.descriptor, self.n_bytes, self.offset)
+        if len(data) != self.n_bytes:
+            raise OSError(errno.EIO, "the file to copy from became shorter")
+        return data
+
+    def copy_to(self, descriptor: int, offset: int) -> None:
+        """Copy it to an offset of another file, in the kernel; shared where the file system can (XFS, Btrfs).
+
+        Blocks are shared only as wholes, and only where they lie alike in both files: the ends are copied.
+        """
+        head = tail = 0
+        if (self.offset - offset) % BLOCK == 0 and self.n_bytes >= 2 * BLOCK:
+            head = -offset % BLOCK
+            tail = (offset + self.n_bytes) % BLOCK
+        for start, stop in ((0, head), (head, self.n_bytes - tail), (self.n_bytes - tail, self.n_bytes)):
+            at = start
+            while at < stop:
+                done = _copy(self.descriptor, descriptor, stop - at, self.offset + at, offset + at)
+                if not done:
+                    raise OSError(errno.EIO, "the file to copy from became shorter")
+                at += done
+
+
+def _copy(source: int, target: int, n_bytes: int, source_at: int, target_at: int) -> int:
+    try:
+        return os.copy_file_range(source, target, n_bytes, source_at, target_at)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_COPY:
+            raise
+    return os.pwrite(target, os.pread(source, min(n_bytes, LARGE), source_at), target_at)
+
+
+#: Another file system, or a kernel that does not know it.
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 
 
 class Writer:

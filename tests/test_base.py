@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastpack
-from fastpack import digest, errors
+from fastpack import digest, errors, pagecache
 from fastpack.base import compare
 from fastpack.made_prefix import install
 from fastpack.manifest import Manifest
@@ -253,3 +256,59 @@ def test_groups_are_compared_by_kind_and_name() -> None:
     }  # fmt: skip
     assert compare({one: [b"a", b"b"]}, {one: [b"b", b"a"]})["changed"] == ("conda one",)
     assert compare({one: [b"a"], pip: [b"x"]}, {one: [b"a"]})["gone"] == ("pip one",)
+
+
+# --- --trust-base
+
+
+def test_a_trusted_base_is_copied_unread(made: str, tmp_path: Path) -> None:
+    """The same bytes, in one go; what is rotten is copied as it is, and found by verify."""
+    Path(made, "big").write_bytes(random.Random(7).randbytes(30 << 20))
+    out, again = tmp_path / "a.tar.zst", tmp_path / "b.tar.zst"
+    fastpack.pack(prefix=made, output=str(out))
+    report = fastpack.pack(prefix=made, output=str(again), base=str(out), trust_base=True)
+    assert again.read_bytes() == out.read_bytes() and report.work["compressed"] < 1 << 20
+    # A frame before the others changes: the rest lies at other offsets, of any alignment.
+    for n_bytes in (1, 3000, 100_000):
+        Path(made, "share/app/plain.txt").write_bytes(random.Random(n_bytes).randbytes(n_bytes))
+        fastpack.pack(prefix=made, output=str(tmp_path / "c.tar.zst"), base=str(out), trust_base=True, force=True,
+                      on_modified="ignore")  # fmt: skip
+        fastpack.pack(prefix=made, output=str(tmp_path / "d.tar.zst"), force=True, on_modified="ignore")
+        assert (tmp_path / "c.tar.zst").read_bytes() == (tmp_path / "d.tar.zst").read_bytes()
+    # To a pipe, and over itself.
+    done = subprocess.run(
+        [sys.executable, "-m", "fastpack.cli", "pack", "-p", made, "-o", "-", "--base", str(tmp_path / "d.tar.zst"),
+         "--trust-base", "--on-modified", "ignore", "-q"], capture_output=True,
+    )  # fmt: skip
+    assert done.stdout == (tmp_path / "d.tar.zst").read_bytes(), done.stderr
+    fastpack.pack(prefix=made, output=str(tmp_path / "d.tar.zst"), force=True, trust_base=True, on_modified="ignore")
+    assert done.stdout == (tmp_path / "d.tar.zst").read_bytes()
+    data = bytearray(out.read_bytes())
+    data[len(data) // 2] ^= 1
+    out.write_bytes(data)
+    rotten = fastpack.pack(prefix=made, output=str(again), base=str(out), trust_base=True, force=True,
+                           on_modified="ignore")  # fmt: skip
+    assert not [w for w in rotten.warnings if w.code == "rotten-base"]
+    assert fastpack.verify(str(again)).problems
+    careful = fastpack.pack(prefix=made, output=str(again), base=str(out), force=True, on_modified="ignore")
+    assert [w for w in careful.warnings if w.code == "rotten-base"] and not fastpack.verify(str(again)).problems
+
+
+@pytest.mark.parametrize("how", ["kernel", "no copy_file_range"])
+def test_pieces_are_copied_whatever_their_alignment(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how != "kernel":
+
+        def refuse(*arguments: object) -> int:
+            raise OSError(errno.EXDEV, "another file system")
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    content = random.Random(3).randbytes(5 << 20)
+    (tmp_path / "source").write_bytes(content)
+    with open(tmp_path / "source", "rb") as source, open(tmp_path / "target", "w+b") as target:
+        for offset, n_bytes, at in ((0, 5 << 20, 0), (4096, 1 << 20, 8192), (5000, 3 << 20, 904), (7, 20000, 7),
+                                    (1, 2, 4095), (8191, 1, 0), (0, 0, 0)):  # fmt: skip
+            target.truncate(0)
+            pagecache.Piece(source.fileno(), offset, n_bytes).copy_to(target.fileno(), at)
+            assert os.pread(target.fileno(), n_bytes + 1, at) == content[offset : offset + n_bytes]
+        with pytest.raises(OSError, match="shorter"):
+            pagecache.Piece(source.fileno(), 5 << 20, 1).copy_to(target.fileno(), 0)
