@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 from fastpack import digest, pagecache
 from fastpack.codec import Codec
@@ -16,6 +17,16 @@ from fastpack.reader import Archive, Segment, open_archive
 
 #: A group -> the digests of its frames, in order.
 Groups = Mapping[Group, Sequence[bytes]]
+
+
+class Opened(NamedTuple):
+    """What is kept of an archive whose frames may be used: its table of members takes as much as a plan's."""
+
+    path: str
+    descriptor: int
+    codec: str
+    frames: Sequence[Frame]
+    groups: Groups
 
 
 class Base:
@@ -29,13 +40,13 @@ class Base:
     """
 
     def __init__(
-        self, archive: Archive | None, warnings: Sequence[Warned] = (), further: Sequence[Archive] = (),
+        self, archive: Opened | None, warnings: Sequence[Warned] = (), further: Sequence[Opened] = (),
         trusted: bool = False,
     ) -> None:  # fmt: skip
         self._archive = archive
-        self._index: dict[bytes, tuple[Archive, int]] = {}
+        self._index: dict[bytes, tuple[Opened, int]] = {}
         for one in (*further, *([archive] if archive else [])):
-            self._index.update((frame.digest, (one, index)) for index, frame in enumerate(one.manifest.frames))
+            self._index.update((frame.digest, (one, index)) for index, frame in enumerate(one.frames))
         self._warnings = warnings
         self._trusted = trusted
         self._rotten: set[tuple[str, int]] = set()
@@ -57,14 +68,14 @@ class Base:
         if found is None:
             return None
         archive, index = found
-        frame = archive.manifest.frames[index]
+        frame = archive.frames[index]
         if frame.plain_bytes != plain_bytes:
             return None
         if self._trusted:
             return pagecache.Piece(archive.descriptor, frame.offset, frame.packed_bytes), frame.packed_digest
         try:
-            packed = archive.reader.packed(index)
-        except FastpackError:
+            packed = pagecache.read(archive.descriptor, frame.packed_bytes, frame.offset)
+        except OSError:
             packed = memoryview(b"")
         if digest.blake(packed) != frame.packed_digest:
             with self._lock:
@@ -74,7 +85,7 @@ class Base:
 
     def groups(self) -> Groups:
         """The base's groups with their frames."""
-        return {} if self._archive is None else groups_of(self._archive.manifest, self._archive.reader.layout)
+        return {} if self._archive is None else self._archive.groups
 
     def warnings(self) -> list[Warned]:
         """What is to be said of the base after its use."""
@@ -110,22 +121,31 @@ def open_base(
         return
     chosen = path or output
     with ExitStack() as stack:
-        archive, warnings = None, []
+        opened, found, warnings, why = None, None, [], None
         if chosen is not None and (path is not None or os.path.isfile(chosen)):
             try:
-                archive = stack.enter_context(open_archive(chosen))
+                opened, found, why = _open(chosen, codec, level, stack)
             except FastpackError:
                 if path is not None:
                     raise  # but what is replaced need not be an archive, nor a whole one
-        if archive_id is not None and (archive is None or archive.archive_id != archive_id):
-            raise WrongBase("the base is another archive", path=chosen, expected=archive_id,
-                            found="none" if archive is None else archive.archive_id)  # fmt: skip
-        if archive is not None and (why := _unlike(archive, codec, level)) is not None:
-            if any_ and archive.codec.name == codec.name:
-                warnings = [Warned("base-other", chosen, f"frames of a base were used though {why}")]
-            else:
-                archive, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
-        yield Base(archive, warnings, [stack.enter_context(open_archive(one)) for one in further], trusted)
+        if archive_id is not None and found != archive_id:
+            raise WrongBase("the base is another archive", path=chosen, expected=archive_id, found=found or "none")
+        if why is not None and opened is not None and any_ and opened.codec == codec.name:
+            warnings = [Warned("base-other", chosen, f"frames of a base were used though {why}")]
+        elif why is not None:
+            opened, warnings = None, [Warned("base-unused", chosen, f"no frame of the base was used: {why}")]
+        others = [_open(one, codec, level, stack)[0] for one in further]
+        yield Base(opened, warnings, others, trusted)
+
+
+def _open(path: str, codec: Codec, level: int, stack: ExitStack) -> tuple[Opened, str, str | None]:
+    """What is kept of an archive, its id, and why its frames must not be used; the stack closes it."""
+    with open_archive(path) as archive:
+        descriptor = os.dup(archive.descriptor)
+        stack.callback(os.close, descriptor)
+        groups = groups_of(archive.manifest, archive.reader.layout)
+        opened = Opened(path, descriptor, archive.codec.name, archive.manifest.frames, groups)
+        return opened, archive.archive_id, _unlike(archive, codec, level)
 
 
 def _unlike(archive: Archive, codec: Codec, level: int) -> str | None:

@@ -175,7 +175,6 @@ def _pack(
     keep_memory()
     level = _check_format(format_, options)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
-    examination, plan = _plan(env, options, format_, threads, progress)
     replaced = replaced if options.force and replaced != "-" else None
     codec = format_.codec
     if codec is None and (options.base or options.base_id):
@@ -183,7 +182,8 @@ def _pack(
     cache = None if options.cache is None or codec is None else Cache(options.cache, options.cache_bytes, codec, level)
     with open_base(
         options.base, replaced, codec, level, options.base_id, options.reuse_any, options.further, options.trust_base
-    ) as base:  # fmt: skip
+    ) as base:
+        examination, plan = _plan(env, options, format_, threads, progress)
         everything = options.verify_content or options.verify_source
         table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
         job = Job(plan, output, options.force, level, threads, options.zip_64, format_.has_frames)
