@@ -76,24 +76,25 @@ def check_editable(env: Environment, policy: str, warnings: list[Warned]) -> fro
     found = [f"{package.name} ({package.location or package.evidence})" for package in env.editable]
     if policy != "error":
         for package, line in zip(env.editable, found, strict=True):
-            places = sorted({place for root in package.roots if (place := brought_to(env.brought, root))})
-            done = {"drop": " is left out", "include": f" comes along as {', '.join(places)}"}
+            places = [brought_to(env.brought, place) for place in env.telling[package.evidence]]
+            along = ", ".join(dict.fromkeys(place for place in places if place))
+            done = {"drop": " is left out", "include": f" comes along as {along}"}
             warnings.append(Warned("editable", package.evidence, line + done.get(policy, "")))
         return _of_editable(env, warnings) if policy == "drop" else frozenset()
     raise EditablePackages(
         "editable packages, whose code lies outside of the environment: " + ", ".join(found),
         path=env.prefix,
-        hint="bring their code along with --editable include, leave them out with --editable drop, or go on with "
-             "--ignore-editable-packages",
+        hint="install them for good (pip install PATH), go on with --ignore-editable-packages, or choose with "
+             "fastpack pack --editable include|drop|ignore",
     )  # fmt: skip
 
 
 def _of_editable(env: Environment, warnings: list[Warned]) -> frozenset[str]:
     """The files of packages that are installed in place: what Python finds them by, their scripts and metadata."""
     found: set[str] = set()
-    for package in env.editable:
-        folder, name = os.path.split(package.evidence)
-        found.add(package.evidence)
+    for evidence in env.telling:
+        folder, name = os.path.split(evidence)
+        found.add(evidence)
         if name == "direct_url.json":
             found.update(path for path in env.files if path.startswith(folder + "/"))
             for distribution in env.distributions:

@@ -19,7 +19,6 @@ class Editable:
     name: str
     evidence: str
     location: str
-    roots: tuple[str, ...]  # directories, or single modules, that hold its code
 
 
 def read_text(prefix: str, path: str) -> str:
@@ -31,67 +30,63 @@ def read_text(prefix: str, path: str) -> str:
         return ""
 
 
-def editables(
+def find_editables(
     prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], earlier: tuple[str, ...]
-) -> Iterator[Editable]:
-    """Packages whose code lies outside: PEP 610, ``.egg-link``, ``.pth`` and ``__editable__`` finders.
+) -> tuple[tuple[Editable, ...], dict[str, tuple[str, ...]]]:
+    """Packages whose code lies outside, and the files that tell of them, each with the paths outside that it names.
 
-    Code inside of the prefix comes along, and its path is relocated like any other.
+    Told by ``direct_url.json`` (PEP 610), ``.egg-link``, ``.pth`` and ``__editable__`` finders. Code inside of the
+    prefix comes along, and its path is relocated like any other.
     """
-    seen: set[str] = set()
-    places: set[str] = set()
     inside = tuple(path + "/" for path in (prefix, os.path.realpath(prefix), *earlier))
-    telling = [
-        path for path in files if path.endswith((".egg-link", ".pth", "_finder.py", ".dist-info/direct_url.json"))
-    ]
-    for root in site_packages:
-        for path in telling:
-            if not path.endswith("/direct_url.json") or os.path.dirname(os.path.dirname(path)) != root:
-                continue
-            try:
-                table = json.loads(read_text(prefix, path))
-                editable = table.get("dir_info", {}).get("editable") is True
-                place = urllib.parse.unquote(urllib.parse.urlsplit(str(table.get("url", ""))).path)
-            except (ValueError, AttributeError, RecursionError):
-                continue
-            if editable and not (place + "/").startswith(inside):
-                places.add(place)
-                name = os.path.basename(os.path.dirname(path)).split("-")[0]
-                seen.add(name.lower().replace("-", "_"))
-                yield Editable(name, path, str(table.get("url", "")), (place,))
-        for path in telling:
-            base = path.rpartition("/")[2]
-            if os.path.dirname(path) != root or files[path].kind is Kind.DIRECTORY:
-                continue
-            if base.endswith(".egg-link"):
-                name = base[: -len(".egg-link")]
-                place = read_text(prefix, path).split("\n")[0].strip()
-                if name.lower().replace("-", "_") not in seen and not (place + "/").startswith(inside):
-                    seen.add(name.lower().replace("-", "_"))
-                    places.add(place)
-                    yield Editable(name, path, place, (place,))
-            elif base.endswith(".pth") or (base.startswith("__editable__") and base.endswith("_finder.py")):
-                name = base.removeprefix("__editable__").strip("_.").split("-")[0].removesuffix("_finder.py")
-                if name.removesuffix(".pth").lower().split("_0")[0] in seen or any(
-                    name.lower().replace(".", "_").startswith(known) for known in seen
-                ):
-                    continue
-                full = os.path.join(prefix, root)
-                for place in _outside_lines(read_text(prefix, path), base, full, inside):
-                    if place not in places:
-                        places.add(place)
-                        yield Editable(name, path, place, tuple(_quoted_outside(prefix, path, inside, place)))
+    found: list[Editable] = []
+    telling: dict[str, tuple[str, ...]] = {}
+    roots = set(site_packages)
+    names = (".egg-link", ".pth", "_finder.py", ".dist-info/direct_url.json")
+    candidates = [path for path in files if path.endswith(names) and files[path].kind is not Kind.DIRECTORY]
+    for path in candidates:
+        folder, base = os.path.split(path)
+        if base == "direct_url.json" and folder.endswith(".dist-info") and os.path.dirname(folder) in roots:
+            url = _editable_url(read_text(prefix, path))
+            place = urllib.parse.unquote(urllib.parse.urlsplit(url).path) if url else ""
+            name = os.path.basename(folder).split("-")[0]
+        elif base.endswith(".egg-link") and folder in roots:
+            place = url = read_text(prefix, path).split("\n")[0].strip()
+            name = base[: -len(".egg-link")]
+        else:
+            continue
+        if place.startswith("/") and not (place + "/").startswith(inside):
+            telling[path] = (place,)
+            found.append(Editable(name, path, url))
+    known = {os.path.realpath(place) for places in telling.values() for place in places}
+    for path in candidates:
+        folder, base = os.path.split(path)
+        finder = base.startswith("__editable__") and base.endswith("_finder.py")
+        if folder not in roots or not (finder or base.endswith(".pth")):
+            continue
+        places = tuple(dict.fromkeys(_outside(read_text(prefix, path), base, os.path.join(prefix, folder), inside)))
+        if not places:
+            continue
+        telling[path] = places
+        name = base.removeprefix("__editable__").strip("_.").split("-")[0].removesuffix("_finder.py")
+        for place in places:
+            real = os.path.realpath(place)
+            if not any(real == other or real.startswith(other + "/") for other in known):
+                known.add(real)
+                found.append(Editable(name, path, place))
+    return tuple(found), telling
 
 
-def _quoted_outside(prefix: str, path: str, inside: tuple[str, ...], place: str) -> Iterator[str]:
-    """Where the code is that a ``.pth`` line or a finder leads to."""
-    if place.startswith("/"):
-        yield place
-    else:
-        yield from (found for found in _QUOTED.findall(read_text(prefix, path)) if not (found + "/").startswith(inside))
+def _editable_url(text: str) -> str:
+    """The URL in a ``direct_url.json`` of an editable package; nothing in any other one."""
+    try:
+        table = json.loads(text)
+        return str(table.get("url", "")) if table.get("dir_info", {}).get("editable") is True else ""
+    except (ValueError, AttributeError, RecursionError):
+        return ""
 
 
-def _outside_lines(text: str, base: str, folder: str, inside: tuple[str, ...]) -> Iterator[str]:
+def _outside(text: str, base: str, folder: str, inside: tuple[str, ...]) -> Iterator[str]:
     """Directories outside of the environment that a ``.pth`` file or a finder puts on Python's path."""
     if base.endswith(".pth"):
         for line in text.splitlines():
@@ -101,8 +96,8 @@ def _outside_lines(text: str, base: str, folder: str, inside: tuple[str, ...]) -
             place = os.path.normpath(os.path.join(folder, line.strip()))
             if line.strip() and not line.startswith("#") and not (place + "/").startswith(inside):
                 yield place
-    elif "MAPPING" in text and any(not (place + "/").startswith(inside) for place in _QUOTED.findall(text)):
-        yield base
+    elif "MAPPING" in text:
+        yield from (place for place in _QUOTED.findall(text) if not (place + "/").startswith(inside))
 
 
 def also_inside(prefix: str, earlier: tuple[str, ...], path: str) -> list[str]:
@@ -112,7 +107,7 @@ def also_inside(prefix: str, earlier: tuple[str, ...], path: str) -> list[str]:
     lines = [line for line in read_text(prefix, path).splitlines() if line.strip() and not line.startswith("#")]
     # setuptools' own lines around the list of what is installed in place
     lines = [line for line in lines if not line.startswith(("import sys; sys.__plen", "import sys; new=sys.path"))]
-    return [line for line in lines if not list(_outside_lines(line, base, folder, inside))]
+    return [line for line in lines if not list(_outside(line, base, folder, inside))]
 
 
 _QUOTED = re.compile(r"[\"'](/[^\"']+)[\"']")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
-from fastpack.editable import Editable, editables, read_text
+from fastpack.editable import Editable, find_editables, read_text
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
 from fastpack.fs import resolve, walk
 from fastpack.kinds import KINDS, kinds_of
@@ -76,6 +76,7 @@ class Environment:
     missing: tuple[tuple[Record, PathEntry], ...]
     clobbered: tuple[tuple[str, tuple[str, ...]], ...]
     editable: tuple[Editable, ...]
+    telling: dict[str, tuple[str, ...]]  # files that tell of them -> the paths outside that they name
     earlier_prefixes: tuple[str, ...]
     recorded: dict[str, RelocatedFile]  # by fastpack when it unpacked this environment
     left_out: dict[str, str]  # path -> why
@@ -339,6 +340,7 @@ def _read(cls: type[_E], prefix: str) -> _E:
         owner = groups.get(source_of_pyc(path))
         if owner is not None and files[path].kind is Kind.FILE:
             groups[path] = owner
+    editable, telling = find_editables(prefix, site_packages, files, earlier)
     return cls(
         prefix=prefix,
         records=records,
@@ -350,7 +352,8 @@ def _read(cls: type[_E], prefix: str) -> _E:
         missing=missing,
         other_claims={path: tuple(rows[:-1]) for path, rows in claims.items() if len(rows) > 1},
         clobbered=tuple((path, tuple(r.name for r, _ in rows)) for path, rows in claims.items() if len(rows) > 1),
-        editable=tuple(editables(prefix, site_packages, files, earlier)),
+        editable=editable,
+        telling=telling,
         earlier_prefixes=earlier,
         recorded=_recorded_files(prefix),
         left_out=left_out,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from fastpack import digest
 from fastpack._marshal_py import MAGICS
 from fastpack._place_py import Mismatch, Stated, with_pad
+from fastpack.along import brought_to
 from fastpack.environment import Environment, source_of_pyc
 from fastpack.fs import resolve
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
@@ -36,6 +37,7 @@ from fastpack.relocation import (
     binary_variants,
     is_binary,
     is_placed,
+    is_unique,
     link_targets,
     pip_record_form,
     record_form,
@@ -124,7 +126,10 @@ def examine(
     progress : called with bytes read and the group's name.
     """
     brought = {os.fsencode(path): os.fsencode(place) for path, place in env.brought.items()}
-    prefixes = Prefixes((os.fsencode(path) for path in source_prefixes(env)), prefix_is_unique or None, brought)
+    paths = [os.fsencode(path) for path in source_prefixes(env)]
+    unique = {path: place for path, place in brought.items() if prefix_is_unique or is_unique(path)}
+    prefixes = Prefixes(paths, prefix_is_unique or None, unique)
+    telling = Prefixes(paths, prefix_is_unique or None, brought)
     result = Examination(prefixes)
     excluded = env.excluded()
     untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))
@@ -141,7 +146,7 @@ def examine(
     ]
 
     with open_folder(env.prefix) as folder:
-        facts = _Facts(env, prefixes, untouchable, _slots(env, prefixes), linked, verify_source, folder)
+        facts = _Facts(env, prefixes, telling, untouchable, _slots(env, prefixes), linked, verify_source, folder)
         chunks = list(_chunks(todo))
         run = functools.partial(_examine_many, facts)
         for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
@@ -238,6 +243,7 @@ class _Facts:
 
     env: Environment
     prefixes: Prefixes
+    telling: Prefixes  # for the files that tell of packages installed in place
     untouchable: frozenset[str]  # row 8a
     slots: Mapping[str, int]  # record -> slot, see _slots
     linked: frozenset[str]  # files that a link in another directory leads to
@@ -286,7 +292,7 @@ def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[st
                 named.append((file, proof))
             elif proof is None and path.endswith(".pyc") and entry.placeholder is None and file.n_bytes <= _SMALL:
                 pycs.append((file, Verdict.STRUCTURAL))
-        elif path in env.recorded:
+        elif path in env.recorded or (env.brought and path in env.telling):
             continue
         elif path.endswith(".pyc"):
             if file.n_bytes <= _SMALL:
@@ -380,7 +386,7 @@ def _examine_open(facts: _Facts, file: DiskFile, read: PRead) -> Examined:
         return found
     if file.path.endswith(".pyc"):
         return _examine_pyc(facts, file, Verdict.UNMANAGED, read)
-    if file.path in facts.untouchable:
+    if file.path in facts.untouchable and not (facts.env.brought and file.path in facts.env.telling):
         return UNTOUCHED
     pread, data = buffered(read, file.n_bytes)
     return _examine_unmanaged(facts, file, pread, data, Verdict.UNMANAGED)
@@ -533,8 +539,30 @@ def _examine_modified(facts: _Facts, file: DiskFile, pread: PRead, data: bytes |
 
 def _examine_unmanaged(facts: _Facts, file: DiskFile, pread: PRead, data: bytes | None, verdict: Verdict) -> Examined:
     """A file that no package manager wrote with a placeholder."""
-    found = unmanaged_form(file.path, file.mode, file.n_bytes, facts.prefixes, pread, data, file.path in facts.linked)
+    prefixes, lines = facts.prefixes, tuple[Edit, ...]()
+    if facts.env.brought and file.path in facts.env.telling:
+        prefixes = facts.telling
+        lines = _brought_lines(facts.env, file.path, data) if file.path.endswith(".pth") and data is not None else ()
+    linked = file.path in facts.linked
+    found = unmanaged_form(file.path, file.mode, file.n_bytes, prefixes, pread, data, linked, lines)
     return _finish(file, found.form, pread, verdict, found.placeholder, found.why)
+
+
+def _brought_lines(env: Environment, path: str, data: bytes) -> tuple[Edit, ...]:
+    """The lines of a ``.pth`` file that name what comes along, however they spell it: the way there from its folder."""
+    folder = os.path.dirname(path)
+    edits = []
+    offset = 0
+    for line in data.splitlines(keepends=True):
+        text = line.strip()
+        if text and not text.startswith((b"#", b"import ", b"import\t")):
+            place = os.path.normpath(os.path.join(env.prefix, folder, os.fsdecode(text)))
+            inner = brought_to(env.brought, place)
+            if inner is not None:
+                way = os.fsencode(os.path.relpath(inner, folder))
+                edits.append(Edit(offset + line.index(text), len(text), way))
+        offset += len(line)
+    return tuple(edits)
 
 
 # --- .pyc (row 13) ---------------------------------------------------------------------------------------------------
@@ -571,6 +599,8 @@ def _decide_pycs(env: Environment, result: Examination, leave_out: bool) -> None
             continue
         if found.verdict in unchanged and not found.form.relocations and not found.form.edits:
             result.forced_mtimes.setdefault(source, stated[0])
+    if leave_out:
+        result.forced_mtimes.clear()
     counts: list[str] = []
     for path, examined, source in pycs:
         if leave_out and ("__pycache__/" in path or source in files):
@@ -655,6 +685,13 @@ def _hash_pycs(facts: _Facts, result: Examination, threads: int) -> None:
         result.files.update(zip((path for path, _ in found[start:stop]), examined, strict=True))
     for path, _ in found:
         result.pyc[path] = PycAction.AS_IT_IS
+    # Only a time that is still stated must be kept: so packing what was unpacked gives the same again.
+    stated_still = {
+        source_of_pyc(path)
+        for path in result.pyc
+        if result.files[path].verdict is Verdict.PROVEN and _timestamp(result.files[path].pyc_header) is not None
+    }
+    result.forced_mtimes = {path: time for path, time in result.forced_mtimes.items() if path in stated_still}
     result.pyc_counts["stated by hash"] = len(found)
 
 

@@ -183,7 +183,7 @@ def _pack(
     with open_base(
         options.base, replaced, codec, level, options.base_id, options.reuse_any, options.further, options.trust_base
     ) as base:
-        examination, plan = _plan(env, options, format_, threads, progress)
+        examination, plan = _plan(env, options, format_, output, threads, progress)
         everything = options.verify_content or options.verify_source
         table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
         job = Job(plan, output, options.force, level, threads, options.zip_64, format_.has_frames)
@@ -213,11 +213,11 @@ def _check_format(format_: Format, options: Options) -> int:
 
 
 def _plan(
-    env: Environment, options: Options, format_: Format, threads: int, progress: Progress
+    env: Environment, options: Options, format_: Format, output: str, threads: int, progress: Progress
 ) -> tuple[Examination, Plan]:
     editable = "ignore" if options.ignore_editable_packages else options.editable
     if editable == "include":
-        env = bring_along(env)
+        env = bring_along(env, None if output in ("-", os.devnull) else output)
     parcel = _parcel(env, options, format_)
     arcroot = options.arcroot.strip("/") if parcel is None else parcel.directory
     if arcroot and (why := check_relative(arcroot)):

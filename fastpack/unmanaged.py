@@ -41,8 +41,9 @@ class Found(NamedTuple):
 
 
 def unmanaged_form(
-    path: str, mode: int, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None, linked: bool = False
-) -> Found:
+    path: str, mode: int, n_bytes: int, prefixes: Prefixes, pread: PRead, data: bytes | None, linked: bool = False,
+    lines: Sequence[Edit] = (),
+) -> Found:  # fmt: skip
     """The archive form of an unmanaged file.
 
     Parameters
@@ -50,6 +51,7 @@ def unmanaged_form(
     path : below the prefix.
     data : the whole file, or None where it is too large for that.
     linked : whether a symbolic link in another directory leads to it.
+    lines : what is replaced anyhow, in a text.
     """
     if data is not None and path.endswith(".dist-info/direct_url.json"):
         return Found(direct_url_form(data, prefixes))
@@ -61,7 +63,25 @@ def unmanaged_form(
         hits = None if b"\0" in data else kernel.find_text(data, prefixes.spelled)
     if hits is None:
         return _binary_form(path, n_bytes, prefixes, pread, data, linked)
-    return _text_form(path, mode, prefixes, pread, data, hits)
+    found = _text_form(path, mode, prefixes, pread, data, _outside_of(lines, hits))
+    return found._replace(form=_with_lines(found.form, lines)) if lines else found
+
+
+def _outside_of(lines: Sequence[Edit], hits: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [hit for hit in hits if not any(line.offset <= hit[0] < line.offset + line.length for line in lines)]
+
+
+def _with_lines(form: ArchiveForm, lines: Sequence[Edit]) -> ArchiveForm:
+    """A text's form, each of whose edits is one relocation, with further edits between them."""
+    rows = [*zip(form.edits, form.relocations, strict=True), *((line, None) for line in lines)]
+    edits, relocations = [], []
+    shift = 0
+    for edit, item in sorted(rows, key=lambda row: row[0].offset):
+        edits.append(edit)
+        if item is not None:
+            relocations.append(item._replace(offset=edit.offset + shift))
+        shift += len(edit.new) - edit.length
+    return ArchiveForm(tuple(edits), tuple(relocations))
 
 
 # --- text (rows 8 and 12) --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_the_code_comes_along_and_runs(env: Path, tmp_path: Path, suffix: str) -
     (site / "three.egg-link").write_text(f"{projects}/three\n.")
     (site / "easy-install.pth").write_text(f"{projects}/three\n")
     refused = run_fastpack("pack", "-p", env, "-o", tmp_path / f"a.{suffix}")
-    assert refused.code == 14 and "--editable include" in refused.err
+    assert refused.code == 14 and "--editable include|drop" in refused.err
 
     done = run_fastpack("pack", "-p", env, "-o", tmp_path / f"a.{suffix}", "--editable", "include", "--json")
     assert done.code == 0, done.err
@@ -197,3 +198,129 @@ def test_two_trees_of_one_name_and_a_single_module(env: Path, tmp_path: Path) ->
         f"a {t}/code/of_a.py", f"b {t}/code-2/of_b.py", f"alone {t}/alone/alone.py",
     ], ran.stderr  # fmt: skip
     assert not list(t.rglob("private.txt")), sys.path
+
+
+# --- found by a hostile reader
+
+
+def include(env: Path, tmp_path: Path, *arguments: str) -> Path:
+    """Packed with its code, unpacked elsewhere, the sources out of the way."""
+    done = run_fastpack("pack", "-p", env, "-o", tmp_path / "x.tar", "--editable", "include", "-q", *arguments)
+    assert done.code == 0, done.err
+    assert run_fastpack("unpack", tmp_path / "x.tar", "-p", tmp_path / "x", "-q").code == 0
+    return tmp_path / "x"
+
+
+def imports(prefix: Path, *names: str) -> list[str]:
+    code = f"import {', '.join(names)}\nfor m in ({', '.join(names)},): print(m.__file__)"
+    done = subprocess.run([prefix / "bin/python", "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_project_reached_through_a_link(env: Path, tmp_path: Path) -> None:
+    """pip writes the link, setuptools the true path."""
+    folder = project(tmp_path / "store", "one", "src")
+    os.symlink("store", tmp_path / "link")
+    install_in_place(env, tmp_path / "link" / "one", tmp_path)
+    target = include(env, tmp_path)
+    shutil.rmtree(folder)
+    assert imports(target, "one") == [f"{target}/src/one/src/one/__init__.py"]
+
+
+def test_names_that_begin_alike_and_lines_of_every_spelling(env: Path, tmp_path: Path) -> None:
+    for name in ("foobar", "relative", "crooked"):
+        write(tmp_path / "code" / name, f"{name}.py", "")
+    install_in_place(env, project(tmp_path, "foo", "src"), tmp_path)
+    site = site_packages(env)
+    (site / "foobar.pth").write_text(f"{tmp_path}/code/foobar\n")
+    (site / "relative.pth").write_text(f"# a comment\n{os.path.relpath(tmp_path / 'code/relative', site)}\n./inside\n")
+    (site / "crooked.pth").write_text(f"\n{tmp_path}/code/x/../crooked/ \n{env}/share/there\n")
+    (tmp_path / "code/x").mkdir()
+    write(site, "inside/within.py", "")
+    write(env, "share/there/there.py", "")
+    said = run_fastpack("pack", "-p", env, "-o", tmp_path / "y.tar")
+    assert said.code == 14 and all(name in said.err for name in ("foo ", "foobar", "relative", "crooked"))
+    target = include(env, tmp_path)
+    shutil.rmtree(tmp_path / "code")
+    found = imports(target, "foobar", "relative", "crooked", "within", "there")
+    assert all(path.startswith(str(target)) for path in found), found
+    run_fastpack("pack", "-p", env, "-o", tmp_path / "d.tar", "--editable", "drop")
+    with tarfile.open(tmp_path / "d.tar") as archive:
+        assert not [name for name in archive.getnames() if name.endswith("foobar.pth")]
+
+
+def test_src_that_is_something_else(env: Path, tmp_path: Path) -> None:
+    write(tmp_path / "code/mine", "mine.py", "")
+    os.symlink("share", env / "src")
+    (site_packages(env) / "mine.pth").write_text(f"{tmp_path}/code/mine\n")
+    target = include(env, tmp_path)
+    assert imports(target, "mine") == [f"{target}/src-2/mine/mine.py"] and os.readlink(target / "src") == "share"
+
+
+def test_a_short_root_changes_only_what_tells_of_it(env: Path, tmp_path: Path) -> None:
+    """/app, as in containers, may mean anything elsewhere."""
+    root = Path(f"/fastpack-{os.getpid()}")
+    try:
+        root.mkdir()
+    except OSError:
+        pytest.skip("no directory can be made in /")
+    try:
+        write(root, "mine.py", "")
+        site = site_packages(env)
+        (site / "mine.pth").write_text(f"{root}\n")
+        write(env, "share/routes.conf", f"location {root} {{ }}\n{root}/login\n")
+        target = include(env, tmp_path)
+        assert (target / "share/routes.conf").read_text() == f"location {root} {{ }}\n{root}/login\n"
+        assert imports(target, "mine") == [f"{target}/src/{root.name}/mine.py"]
+    finally:
+        shutil.rmtree(root)
+
+
+def test_an_archive_does_not_hold_itself(env: Path, tmp_path: Path) -> None:
+    write(tmp_path / "code/mine", "mine.py", "")
+    (site_packages(env) / "mine.pth").write_text(f"{tmp_path}/code/mine\n")
+    sizes = []
+    for _ in range(3):
+        done = run_fastpack("pack", "-p", env, "--editable", "include", "-f", cwd=tmp_path / "code/mine")
+        assert done.code == 0, done.err
+        sizes.append(os.path.getsize(tmp_path / "code/mine/env.tar.zst"))
+    assert len(set(sizes)) == 1
+
+
+def test_links_lead_where_they_did(env: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "t"
+    write(tree, "mine.py", "")
+    write(tree, "sub/deep/x", "x")
+    write(tree, ".git/HEAD", "ref")
+    write(tmp_path, "outside/f", "f")
+    (tmp_path / "else/where").mkdir(parents=True)
+    os.symlink(tree, tmp_path / "else/where/t")
+    for name, link in (("d", "sub/deep"), ("through", "d/../../mine.py"), ("out", "../outside/f"), ("head", ".git/HEAD"),
+                       ("python", str(env / "bin/python")), ("up", os.path.relpath(env, tree) + "/share")):  # fmt: skip
+        os.symlink(link, tree / name)
+    os.symlink(os.path.relpath(tree / "mine.py", env / "share"), env / "share/into")
+    (site_packages(env) / "mine.pth").write_text(f"{tmp_path}/else/where/t\n")
+    done = run_fastpack("pack", "-p", env, "-o", tmp_path / "w.tar", "--editable", "include")
+    assert "src/t/head" in done.err and "left out" in done.err and "src/t/out" in done.err
+    target = include(env, tmp_path)
+    assert os.readlink(target / "src/t/out") == f"{tmp_path}/outside/f"
+    assert os.path.realpath(target / "src/t/through") == f"{target}/src/t/mine.py"
+    assert os.path.realpath(target / "share/into") == f"{target}/src/t/mine.py"
+    assert os.path.realpath(target / "src/t/python") == os.path.realpath(target / "bin/python")
+    assert os.path.realpath(target / "src/t/up") == f"{target}/share"
+
+
+def test_urls_without_a_path_and_modules_without_a_suffix(env: Path, tmp_path: Path) -> None:
+    site = site_packages(env)
+    write(site, "odd-1.0.dist-info/direct_url.json", '{"url": "", "dir_info": {"editable": true}}')
+    write(site, "odd-1.0.dist-info/RECORD", "")
+    write(tmp_path / "code", "single.py", "")
+    (site / "__editable___single_finder.py").write_text(
+        f"MAPPING = {{'single': '{tmp_path}/code/single'}}\nimport sys, importlib.util\n"
+        "class F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n        if name in MAPPING:\n"
+        "            return importlib.util.spec_from_file_location(name, MAPPING[name] + '.py')\nsys.meta_path.append(F)\n"
+    )
+    (site / "__editable__.single.pth").write_text("import __editable___single_finder\n")
+    target = include(env, tmp_path)
+    assert imports(target, "single") == [f"{target}/src/single/single.py"]

@@ -420,6 +420,12 @@ def test_pycs_by_hash_are_valid_whatever_became_of_the_times(with_pycs: str, tmp
         assert again.verdicts.get("modified") is None and again.verdicts.get("recompiled") is None
         fastpack.unpack(str(tmp_path / f"b.{suffix}"), str(tmp_path / f"t2-{suffix}"))
         assert pyc_flags(tmp_path / f"t2-{suffix}") == {"own": 3, "its": 3}
+        # And packed again as before, it is the same archive.
+        same = tmp_path / f"c.{suffix}"
+        shutil.rmtree(target)
+        fastpack.unpack(str(output), str(target))
+        fastpack.pack(prefix=str(target), output=str(same), pyc=how)
+        assert same.read_bytes() == output.read_bytes()
         # A source that is changed is found out.
         (target / "lib/code/own.py").write_text("VALUE = 'new'\n")
         assert invalid(target) == ["own.py", "stale.py"]
