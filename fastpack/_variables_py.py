@@ -13,6 +13,10 @@ import sys
 #: What ``conda env config vars unset`` writes.
 UNSET = "***unset***"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: What shells will not have set, or what activation itself sets.
+_OWN = frozenset(("UID", "EUID", "GID", "EGID", "PPID", "SHELLOPTS", "BASHOPTS", "status", "PATH"))
+#: Bytes of a value that csh takes as a word of five characters each.
+_MOST_IN_CSH = 1500
 
 
 def read_variables(prefix: str) -> dict[str, str]:
@@ -92,8 +96,8 @@ def in_csh(variables: dict[str, str]) -> str:
         lines.append("endif")
         if value == UNSET:
             lines.append(f"unsetenv {name}")
-        elif "\n" in value:
-            sys.stderr.write(f"activate: {name} has several lines, which csh cannot hold; it is not set\n")
+        elif "\n" in value or len(os.fsencode(value)) > _MOST_IN_CSH:
+            sys.stderr.write(f"activate: {name} is too long for csh, or has several lines; it is not set\n")
         else:
             text = "".join(f"\\0{byte:03o}" for byte in os.fsencode(value))
             lines.append(f"setenv {name} \"`printf %b '{text}'`\"")
@@ -106,6 +110,9 @@ def main(shell: str, prefix: str) -> None:
         variables = read_variables(prefix)
     except ValueError as error:
         sys.exit(f"activate: {error}")
+    for name in _OWN.intersection(variables):
+        sys.stderr.write(f"activate: {name} is the shell's own; it is not set\n")
+        del variables[name]
     if variables:
         code = {"sh": in_sh, "fish": in_fish, "csh": in_csh}[shell](variables)
         sys.stdout.buffer.write(os.fsencode(code))

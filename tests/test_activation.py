@@ -368,3 +368,43 @@ def test_a_broken_table_of_variables_is_said_and_the_rest_works(with_variables: 
 def test_what_tells_variables_runs_on_old_pythons() -> None:
     """Of other minor versions that are at hand; the text itself asks for 3.8."""
     ast.parse(activate.activation_scripts()[activate.VARIABLES].decode(), feature_version=(3, 8))
+
+
+def test_fish_says_that_it_went_well(with_variables: str) -> None:
+    require("fish")
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", "source $argv[1]/bin/activate.fish; echo $status", with_variables],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("shell", [*SHELLS, "tcsh", "bsd-csh"])
+def test_variables_that_a_shell_cannot_have_are_said(with_variables: str, shell: str) -> None:
+    """Its own ones and, in csh, long ones; a Python that does not run is passed over."""
+    require(shell)
+    table = {"env_vars": {"UID": "1", "PATH": "/nowhere", "LONG": "x" * 5000, "FINE": "yes"}}
+    write(with_variables, "conda-meta/state", json.dumps(table))
+    write(with_variables, "bin/python", "\0nothing that runs", 0o755)
+    csh = "csh" in shell
+    text = f'source "{with_variables}/bin/activate.csh"' if csh else '. "$1/bin/activate"'
+    script = Path(with_variables).parent / "script"
+    script.write_text(f"{text}\nsh -c 'echo \"$FINE ${{#LONG}}\"'\n")
+    command = [shell, "-f", str(script)] if csh else [shell, str(script), with_variables]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["yes 0" if csh else "yes 5000"], done.stderr
+    assert "UID is the shell's own" in done.stderr and ("LONG is too long" in done.stderr) == csh
+
+
+def test_nushell_refuses_a_table_as_other_shells_do(with_variables: str, tmp_path: Path) -> None:
+    require("nu")
+    script = tmp_path / "script.nu"
+    for text in ('{"env_vars": {"A B": "x"}}', "{broken", '{"env_vars": {"A": 2}}'):
+        write(with_variables, "conda-meta/state", text)
+        script.write_text(
+            f"overlay use `{with_variables}/bin/activate.nu`\nprint $env.CONDA_PREFIX\ncd /usr\ndeactivate\npwd\n"
+        )
+        done = subprocess.run(
+            [str(shutil.which("nu")), "--no-config-file", str(script)], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.splitlines() == [with_variables, "/usr"] and "cannot be read" in done.stderr, done

@@ -113,6 +113,7 @@ function _fastpack_activate
     for script in $prefix/etc/conda/activate.d/*.fish
         source $script
     end
+    return 0
 end
 
 _fastpack_activate (status filename)

@@ -1,5 +1,6 @@
 # Activates the environment this file lies in. For nushell:   overlay use PREFIX/bin/activate.nu
-# "deactivate" undoes it. Scripts of activate.d are not run: nushell can source only what it knows when it parses.
+# "deactivate" undoes it, and with it what else was set in between: nushell hides the overlay. Scripts of activate.d are not
+# run: nushell can source only what it knows when it parses.
 const self = path self
 
 export-env {
@@ -27,10 +28,21 @@ export-env {
     let level = $env.CONDA_SHLVL? | default "0"
     let level = if $level =~ '^[0-9]+$' { ($level | into int) + 1 } else { 1 }
     let folder = $prefix | path join etc conda env_vars.d
-    let tables = if ($folder | path exists) { ls $folder | get name | where ($it | str ends-with .json) | sort } else { [] }
+    let tables = if ($folder | path exists) { ls -a $folder | get name | where ($it | str ends-with .json) | sort } else { [] }
     let state = $prefix | path join conda-meta state
-    let kept = if ($state | path exists) { open --raw $state | from json | get env_vars? | default {} } else { {} }
-    let variables = $tables | each {|path| open --raw $path | from json } | append $kept | reduce --fold {} {|table, all| $all | merge $table }
+    let variables = try {
+        let kept = if ($state | path exists) { open --raw $state | from json | get env_vars? | default {} } else { {} }
+        let all = $tables | each {|path| open --raw $path | from json } | append $kept | reduce --fold {} {|table, all| $all | merge $table }
+        for row in ($all | transpose name value) {
+            if ($row.value | describe) != string or $row.name !~ '^[A-Za-z_][A-Za-z0-9_]*$' {
+                error make {msg: $"'($row.name)' is no variable's name and text"}
+            }
+        }
+        $all
+    } catch {|error|
+        print -e $"activate: a table of variables in ($prefix) cannot be read \(($error.msg)\)"
+        {}
+    }
     let own = {
         CONDA_PREFIX: $prefix
         CONDA_DEFAULT_ENV: $name
@@ -44,4 +56,4 @@ export-env {
 }
 
 # Undo it.
-export alias deactivate = overlay hide activate
+export alias deactivate = overlay hide activate --keep-env [PWD]

@@ -1,7 +1,7 @@
 ''':'
 # For sh and for Python: run as   sh PREFIX/.fastpack/variables SHELL PREFIX
 for python in "$2/bin/python" python3 python; do
-    if command -v "$python" >/dev/null 2>&1; then
+    if "$python" -I -c "" >/dev/null 2>&1; then
         exec "$python" -I "$0" "$@"
     fi
 done
