@@ -62,9 +62,9 @@ def in_sh(variables: dict[str, str]) -> str:
         had, old = f"_FASTPACK_HAD_VAR_{name}", f"_FASTPACK_OLD_VAR_{name}"
         sets.append(f"{had}=${{{name}+x}}; {old}=${{{name}-}}")
         sets.append(f"\\unset {name}" if value == UNSET else f"{name}={_quoted(value)}; export {name}")
-        undo.append(
-            f'if [ -n "${had}" ]; then {name}=${old}; export {name}; else \\unset {name}; fi; \\unset {had} {old}'
-        )
+        # What was set and not exported is not handed on to this process.
+        back = f"{name}=${old}; export {name}" if name in os.environ else f"\\unset {name}; {name}=${old}"
+        undo.append(f'if [ -n "${had}" ]; then {back}; else \\unset {name}; fi; \\unset {had} {old}')
     return "\n".join([*sets, f"_FASTPACK_UNDO_VARIABLES={_quoted(chr(10).join(undo))}", ""])
 
 

@@ -305,6 +305,15 @@ def test_variables_of_conda_are_set_and_undone(with_variables: str, shell: str, 
     assert done.stdout.splitlines() == lines and not done.stderr, (done.stdout, done.stderr)
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_was_not_exported_is_not_afterwards(with_variables: str, shell: str) -> None:
+    require(shell)
+    text = (
+        'KEPT=mine; . "$1/bin/activate"; sh -c \'echo "$KEPT"\'; deactivate; echo "$KEPT"; sh -c \'echo "${KEPT-no}"\''
+    )
+    assert run(shell, text, with_variables).stdout.splitlines() == ["new", "mine", "no"]
+
+
 def test_variables_of_conda_in_fish(with_variables: str) -> None:
     require("fish")
     says = 'printf "%s|" "$APP_A" "$APP_B" "$APP_PATH" (set -q GONE; and echo "$GONE"; or echo "not set") "$KEPT"; echo'
