@@ -405,6 +405,17 @@ def test_variables_that_a_shell_cannot_have_are_said(with_variables: str, shell:
     assert "UID is the shell's own" in done.stderr and ("LONG is too long" in done.stderr) == csh
 
 
+def test_nushell_keeps_its_path(with_variables: str, tmp_path: Path) -> None:
+    require("nu")
+    write(with_variables, "conda-meta/state", '{"env_vars": {"PATH": "/nowhere", "A": "1"}}')
+    script = tmp_path / "script.nu"
+    script.write_text(f"overlay use `{with_variables}/bin/activate.nu`\nprint ($env.PATH | first)\nprint $env.A\n")
+    done = subprocess.run(
+        [str(shutil.which("nu")), "--no-config-file", str(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [f"{with_variables}/bin", "1"], done.stderr
+
+
 def test_nushell_refuses_a_table_as_other_shells_do(with_variables: str, tmp_path: Path) -> None:
     require("nu")
     script = tmp_path / "script.nu"

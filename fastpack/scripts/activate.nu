@@ -50,9 +50,10 @@ export-env {
         CONDA_PROMPT_MODIFIER: $"\(($name)\) "
         PATH: ($env.PATH | prepend ($prefix | path join bin))
     }
-    let unset = $variables | transpose name value | where value == "***unset***" | get name
-    load-env ($own | merge ($variables | reject ...$unset))
-    for name in $unset { hide-env --ignore-errors $name }
+    # PATH is nushell's own list, and what stands in front of it is activation's.
+    let rows = $variables | transpose name value | where name != "PATH"
+    load-env ($rows | where value != "***unset***" | reduce --fold $own {|row, all| $all | upsert $row.name $row.value })
+    for row in ($rows | where value == "***unset***") { hide-env --ignore-errors $row.name }
 }
 
 # Undo it.
