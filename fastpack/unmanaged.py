@@ -63,7 +63,8 @@ def unmanaged_form(
         hits = None if b"\0" in data else kernel.find_text(data, prefixes.spelled)
     if hits is None:
         return _binary_form(path, n_bytes, prefixes, pread, data, linked)
-    found = _text_form(path, mode, prefixes, pread, data, _outside_of(lines, hits))
+    # With lines to replace it is no script, whatever its mode.
+    found = _text_form(path, 0 if lines else mode, prefixes, pread, data, _outside_of(lines, hits))
     return found._replace(form=_with_lines(found.form, lines)) if lines else found
 
 
