@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fastpack import container, digest, pagecache
+from fastpack._batch_py import BLOCK
 from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
@@ -22,6 +23,7 @@ from fastpack.native import batch, kernel
 from fastpack.parallel import Scratch
 from fastpack.plan import Plan, Planned, PlannedFrame, in_archive
 from fastpack.reading import changed, open_folder, open_source, read_many
+from fastpack.relocation import AS_IT_IS
 from fastpack.stat_table import AS_ON_DISK, Known, StatTable
 
 #: A frame as it is written: its bytes, or where in another file they are.
@@ -37,6 +39,13 @@ class PlainFrame(NamedTuple):
     stops: Sequence[int]
     at: int  # of its data in the one member, for a piece of a large file
     plain: memoryview
+
+
+def _header_columns(members: Sequence[Planned], layout: _Layout, mtimes: Sequence[int]) -> container.Headers:
+    return container.Headers(
+        [member.kind for member in members], layout.names, layout.targets, [member.mode for member in members],
+        [member.n_bytes for member in members], mtimes,
+    )  # fmt: skip
 
 
 #: A frame -> as it is written, and what the format has to remember of it.
@@ -69,6 +78,11 @@ class _Layout(NamedTuple):
     starts: list[int]
     stops: list[int]
     end: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of data."""
+        return sum(self.stops) - sum(self.starts)
 
 
 @contextmanager
@@ -116,7 +130,8 @@ class Builder:
     @functools.cached_property
     def _index(self) -> dict[str, int]:
         """Where in the plan a path is: for the few members whose bytes or time another one needs."""
-        return {member.path: index for index, member in enumerate(self._plan.members)}
+        wanted = self._followed
+        return {member.path: index for index, member in enumerate(self._plan.members) if member.path in wanted}
 
     def build(self, frame: PlannedFrame) -> Built:
         """Read, bring into archive form, hash and compress one frame; or find it where it was compressed before."""
@@ -127,22 +142,14 @@ class Builder:
             return found
         plain = self._scratch.view(layout.end)
         self._read(frame, members, layout, plain)
-        pieces = [plain[start:stop] for start, stop in zip(layout.starts, layout.stops, strict=True)]
-        slices = [
-            digest.slice_digests(piece) if member.kind is Kind.FILE else b""
-            for member, piece in zip(members, pieces, strict=True)
-        ]
+        slices = digest.slices_of_each(plain, layout.starts, layout.stops)
+        if any(member.kind is not Kind.FILE for member in members):
+            slices = [found if m.kind is Kind.FILE else b"" for m, found in zip(members, slices, strict=True)]
         mtimes: list[int] = []
         if not frame.start:
-            mtimes = [self._mtime(*row) for row in zip(members, pieces, slices, strict=True)]
-            self._mtimes.update(
-                (member.path, mtime)
-                for member, mtime in zip(members, mtimes, strict=True)
-                if member.path in self._followed
-            )
-        headers = self._headers(frame, members, layout, mtimes)
-        for header, start in zip(headers, layout.headers, strict=True):
-            plain[start : start + len(header)] = header
+            mtimes = self._times(members, layout, plain, slices)
+            container.write_headers(_header_columns(members, layout, mtimes), layout.headers, plain)
+        headers = [plain[start:stop] for start, stop in zip(layout.headers, layout.starts, strict=True)]
         name = digest.frame_digest(itertools.chain.from_iterable(zip(headers, slices, strict=True)))
         stored = self._stored(name, len(plain))
         rows = None
@@ -156,7 +163,7 @@ class Builder:
         else:
             reused = True
         return Built(
-            stored[0], rows, stored[1], reused, len(plain), name, sum(map(len, pieces)), True,
+            stored[0], rows, stored[1], reused, len(plain), name, layout.n_bytes, True,
             slices, mtimes, self._naming(members, layout, plain),
         )  # fmt: skip
 
@@ -187,9 +194,8 @@ class Builder:
         stored = self._stored(name, layout.end)
         if stored is None:
             return None
-        n_bytes = sum(map(operator.sub, layout.stops, layout.starts))
         return Built(
-            stored[0], None, stored[1], True, layout.end, name, n_bytes, False, slices, mtimes,
+            stored[0], None, stored[1], True, layout.end, name, layout.n_bytes, False, slices, mtimes,
             [row.naming for row in rows],
         )  # fmt: skip
 
@@ -209,7 +215,7 @@ class Builder:
 
     def key(self, member: Planned) -> bytes | None:
         """What stands for the way from a file on disk to its archive form and time; None if that is not known yet."""
-        if member.follows is None and member.mtime is None and member.is_as_on_disk:
+        if member.follows is None and member.mtime is None and member.form is AS_IT_IS and not member.placing:
             return AS_ON_DISK
         followed = None if member.follows is None else self._time_of(member.follows)
         if member.follows is not None and followed is None:
@@ -238,10 +244,10 @@ class Builder:
             return _Layout(names, targets_, [0], [header], [stop], end)
         starts, stops, ends = [], [], [0]
         end = 0
-        for member, header in zip(members, map(container.header_bytes, names, targets_), strict=True):
+        for member, header in zip(members, container.headers_bytes(names, targets_), strict=True):
             start = end + header
             stop = start + member.n_bytes
-            end = stop + container.padding(stop)
+            end = stop + -stop % BLOCK
             starts.append(start)
             stops.append(stop)
             ends.append(end)
@@ -258,7 +264,7 @@ class Builder:
         as_on_disk = [
             (member.source, stop - start, start)
             for member, start, stop in zip(members, starts, stops, strict=True)
-            if member.source is not None and member.is_as_on_disk
+            if member.form is AS_IT_IS and member.source is not None and not member.placing
         ]
         if as_on_disk:
             files, lengths, places = zip(*as_on_disk, strict=True)
@@ -326,6 +332,20 @@ class Builder:
         self._read_piece(member, 0, data)
         return data
 
+    def _times(
+        self, members: Sequence[Planned], layout: _Layout, plain: memoryview, slices: Sequence[bytes]
+    ) -> list[int]:
+        """Members' times; that of most follows from the digest that is there already."""
+        times = [
+            content_mtime(found)
+            if member.mtime is None and found and member.n_bytes <= digest.SLICE and not member.form.relocations
+            else self._mtime(member, plain[start:stop], found)
+            for member, start, stop, found in zip(members, layout.starts, layout.stops, slices, strict=True)
+        ]
+        followed = self._followed
+        self._mtimes.update((m.path, time) for m, time in zip(members, times, strict=True) if m.path in followed)
+        return times
+
     def _mtime(self, member: Planned, data: memoryview, slices: bytes) -> int:
         """A member's time (DESIGN section 6): `data` and `slices` are the whole file's, if that is small."""
         if member.mtime is not None:
@@ -353,15 +373,7 @@ class Builder:
         """Each member's header; nothing for one that began in an earlier frame."""
         if frame.start:
             return [b""]
-        columns = container.Headers(
-            [member.kind for member in members],
-            layout.names,
-            layout.targets,
-            [member.mode for member in members],
-            [member.n_bytes for member in members],
-            mtimes,
-        )
-        text = container.headers_of(columns)
+        text = container.headers_of(_header_columns(members, layout, mtimes))
         lengths = map(operator.sub, layout.starts, layout.headers)
         ends = list(itertools.accumulate(lengths, initial=0))
         return [text[start:stop] for start, stop in itertools.pairwise(ends)]

@@ -144,12 +144,13 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
         code, error = failure.exit_code, failure.as_dict()
         console.stop()
         _fail(console, str(failure))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         code = 130
+        notes = getattr(interrupt, "__notes__", [])
         error = {"class": "Interrupted", "message": "interrupted", "path": None, "expected": None, "found": None,
-                 "hint": None}  # fmt: skip
+                 "hint": notes[0] if notes else None}  # fmt: skip
         console.stop()
-        _fail(console, "interrupted")
+        _fail(console, "; ".join(["interrupted", *notes]))
         interrupted = True
     except BrokenPipeError:
         code = 1

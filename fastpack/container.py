@@ -7,7 +7,7 @@ import os
 import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastpack._batch_py import BLOCK, NAME, OCTAL
 from fastpack.errors import DamagedArchive
@@ -73,6 +73,14 @@ def header_bytes(name: str | bytes, target: str | bytes) -> int:
     return total
 
 
+def headers_bytes(names: Sequence[str | bytes], targets: Sequence[str | bytes]) -> list[int]:
+    """`header_bytes` of each of many members."""
+    return [
+        BLOCK if len(name) <= NAME >= len(target) else header_bytes(name, target)
+        for name, target in zip(names, targets, strict=True)
+    ]
+
+
 def write_headers(headers: Headers, places: Sequence[int], out: bytearray | memoryview) -> None:
     """Write members' headers into a buffer, each to its place, and `header_bytes` long.
 
@@ -81,41 +89,58 @@ def write_headers(headers: Headers, places: Sequence[int], out: bytearray | memo
     kinds, names, targets, modes, numbers, mtimes = headers
     if not names:
         return
-    types = [TYPES[kind] for kind in kinds]
-    sizes = [n_bytes if kind is Kind.FILE else 0 for kind, n_bytes in zip(kinds, numbers, strict=True)]
+    types, sizes = [tarfile.REGTYPE] * len(kinds), numbers
+    if any(kind is not Kind.FILE for kind in kinds):
+        types = [TYPES[kind] for kind in kinds]
+        sizes = [n_bytes if kind is Kind.FILE else 0 for kind, n_bytes in zip(kinds, numbers, strict=True)]
+    rows = _Rows(list(names), list(targets), types, list(modes), list(sizes), list(mtimes), list(places))
+    odd: list[tuple[int, bytes]] = []
     fits = max(sizes) < OCTAL and min(mtimes) >= 0 and max(mtimes) < OCTAL
     if not fits or max(map(len, names)) > NAME or max(map(len, targets)) > NAME:
-        rows = list(_plain_rows(headers, sizes, places, memoryview(out)))
-        types, names, targets, modes, sizes, mtimes, places = map(list, zip(*rows, strict=True)) if rows else [[]] * 7
+        view = memoryview(out)
+        for index, (name, target) in enumerate(zip(names, targets, strict=True)):
+            if not fits and not (sizes[index] < OCTAL and 0 <= mtimes[index] < OCTAL):
+                text = _odd_header(kinds[index], os.fsencode(name), os.fsencode(target), *(c[index] for c in rows[3:6]))
+                odd.append((places[index], text))
+                rows.sizes[index] = rows.mtimes[index] = 0  # a header that is written over
+            if len(name) > NAME or len(target) > NAME:
+                _write_long_names(rows, index, view)
     batch.tar_headers(
-        list(names), list(targets), b"".join(types), array("q", modes), array("q", sizes), array("q", mtimes),
-        array("q", places), out,
+        rows.names, rows.targets, b"".join(rows.types), array("q", rows.modes), array("q", rows.sizes),
+        array("q", rows.mtimes), array("q", rows.places), out,
     )  # fmt: skip
+    for place, text in odd:
+        memoryview(out)[place : place + len(text)] = text
 
 
-def _plain_rows(
-    headers: Headers, sizes: Sequence[int], places: Sequence[int], view: memoryview
-) -> Iterator[tuple[Any, ...]]:
-    """Write what is no plain header, and give the rows of those that are: what `tar_headers` takes.
+class _Rows(NamedTuple):
+    """What `tar_headers` takes, to be changed."""
 
-    A name that is too long stands, with a NUL, as the data of a member of its own before the member.
-    """
-    for kind, name, target, mode, _, mtime, size, start in zip(*headers, sizes, places, strict=True):
-        if len(name) <= NAME >= len(target) and size < OCTAL and 0 <= mtime < OCTAL:
-            yield TYPES[kind], name, target, mode, size, mtime, start
+    names: list[str | bytes]
+    targets: list[str | bytes]
+    types: list[bytes]
+    modes: list[int]
+    sizes: list[int]
+    mtimes: list[int]
+    places: list[int]
+
+
+def _write_long_names(rows: _Rows, index: int, view: memoryview) -> None:
+    """A name or target that is too long stands, with a NUL, as the data of a member of its own before the member."""
+    place = rows.places[index]
+    for tar_type, long in (
+        (tarfile.GNUTYPE_LONGLINK, rows.targets[index]),
+        (tarfile.GNUTYPE_LONGNAME, rows.names[index]),
+    ):
+        if len(long) <= NAME:
             continue
-        place = start
-        if size >= OCTAL or not 0 <= mtime < OCTAL:
-            text = _odd_header(kind, os.fsencode(name), os.fsencode(target), mode, size, mtime)
-            view[place : place + len(text)] = text
-            continue
-        for tar_type, long in ((tarfile.GNUTYPE_LONGLINK, target), (tarfile.GNUTYPE_LONGNAME, name)):
-            if len(long) > NAME:
-                yield tar_type, _LONG_LINK, b"", 0, len(long) + 1, 0, place
-                text = os.fsencode(long) + bytes(1 + padding(len(long) + 1))
-                view[place + BLOCK : place + BLOCK + len(text)] = text
-                place += BLOCK + len(text)
-        yield TYPES[kind], name[:NAME], target[:NAME], mode, size, mtime, place
+        text = os.fsencode(long) + bytes(1 + padding(len(long) + 1))
+        view[place + BLOCK : place + BLOCK + len(text)] = text
+        for column, value in zip(rows, (_LONG_LINK, b"", tar_type, 0, len(long) + 1, 0, place), strict=True):
+            column.append(value)  # type: ignore[attr-defined]
+        place += BLOCK + len(text)
+    rows.names[index], rows.targets[index] = rows.names[index][:NAME], rows.targets[index][:NAME]
+    rows.places[index] = place
 
 
 #: What GNU tar calls the members that hold a long name.
@@ -135,7 +160,7 @@ def _odd_header(kind: Kind, name: bytes, target: bytes, mode: int, size: int, mt
 
 def headers_of(headers: Headers) -> bytes:
     """Members' headers, one behind the other: see `write_headers`."""
-    lengths = map(header_bytes, headers.names, headers.targets)
+    lengths = headers_bytes(headers.names, headers.targets)
     *places, end = itertools.accumulate(lengths, initial=0)
     out = bytearray(end)
     write_headers(headers, places, out)

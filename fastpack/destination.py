@@ -22,6 +22,10 @@ from fastpack import fs
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_relocations, read_state
 from fastpack.errors import AlreadyExists, IncompleteEnvironment, NoSpace, UsageError
 from fastpack.model import DiskFile, Kind
+from fastpack.parallel import detached
+
+#: Seconds that whoever interrupts waits for what was written to be removed; the rest goes on in the background.
+_PATIENCE = 0.2
 
 
 class Mode(Enum):
@@ -246,18 +250,29 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._finished:
+        if self._finished:
+            return
+        if not isinstance(value, KeyboardInterrupt):
             self._abandon()
+            return
+        # Removing gigabytes takes seconds, which nobody who pressed Ctrl-C wants to wait for.
+        try:
+            if not detached(self._abandon, _PATIENCE):
+                value.add_note(f"what was written is being removed in the background: {self.root}")
+        except OSError:
+            self._abandon()
+        if self._lock is not None:
+            self._lock.close()  # the other process still has it
 
     def _abandon(self) -> None:
         """Take back what was begun."""
-        if self._lock is not None:
-            self._lock.close()
         if self.root and self.root != self.path:
             if os.path.lexists(os.path.join(self.root, INCOMPLETE)):
                 _remove_marked(self.root)
             else:  # the disk was full before there was a marker
                 fs.remove_tree(self.root)
+        if self._lock is not None:
+            self._lock.close()
         if self.root:
             _remove_debris(self.path)
         for parent in reversed(self._parents):

@@ -478,8 +478,8 @@ def _distributions(
             if file is None or path in groups:
                 continue
             paths.append(path)
-            inside = path.startswith(inner_root) and not stated_name.startswith(("../", "/"))
-            if portable and inside and len(row) >= 3 and row[2] == str(file.n_bytes):
+            as_stated = portable and len(row) >= 3 and row[2] == str(file.n_bytes)
+            if as_stated and path.startswith(inner_root) and not stated_name.startswith(("../", "/")):
                 untouchable.add(path)
         untouchable -= {f"{folder}/{stated_name}" for stated_name in INSTALLER_FILES}
         yield Distribution(

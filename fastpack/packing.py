@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastpack import digest
 from fastpack import parcel as parcels
@@ -351,7 +353,7 @@ def _write(
     plan = job.plan
     frames: list[Frame] = []
     members: list[Member] = []
-    groups = list(dict.fromkeys(member.group for member in plan.members))
+    groups = list(dict.fromkeys(frame.group for frame in plan.frames))
     position = {group: index for index, group in enumerate(groups)}
     slices = b""  # of the large member that is going on
     mtimes: list[int] = []
@@ -396,14 +398,22 @@ def _write(
     return _Written(archive_id.hex(), offset + tail_bytes, tail_bytes, stated, frame_groups, n_naming, work)
 
 
-def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], group: int) -> Iterator[Member]:
+def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], group: int) -> list[Member]:
     """The manifest's rows of members of one group: `slices` are the digests of their slices."""
-    digests = [found and digest.file_digest(found) for found in slices]
-    for member, mtime, file_digest in zip(planned, mtimes, digests, strict=True):
-        yield Member(
-            member.kind, member.path, member.mode, mtime, member.n_bytes, member.target, file_digest, group,
-            member.final_mode, member.verdict, member.not_relocated,
-        )  # fmt: skip
+    return [
+        _AS_MEMBER(
+            (
+                member.kind, member.path, member.mode, mtime, member.n_bytes, member.target,
+                found if len(found) <= digest.N_BYTES else digest.file_digest(found), group,
+                member.final_mode, member.verdict, member.not_relocated,
+            )
+        )
+        for member, mtime, found in zip(planned, mtimes, slices, strict=True)
+    ]  # fmt: skip
+
+
+#: `Member` of a row of all its fields, which takes a fifth of the time.
+_AS_MEMBER: Callable[[tuple[Any, ...]], Member] = functools.partial(tuple.__new__, Member)
 
 
 def _learn(

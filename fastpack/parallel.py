@@ -1,4 +1,7 @@
-"""A bounded, order-keeping map over threads, and runs of work side by side. The only file that starts a thread."""
+"""A bounded, order-keeping map over threads, runs of work side by side, and work that outlives this process.
+
+The only file that starts a thread or forks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ctypes
 import gc
 import os
 import queue
+import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -199,3 +204,40 @@ def side_by_side(function: Callable[[Item], Result], runs: Iterable[Iterable[Ite
                     yield done.result()
         finally:
             work.stop()
+
+
+def detached(work: Callable[[], None], patience: float) -> bool:
+    """Do some work in a process of its own, which nobody waits for but this one for `patience` seconds.
+
+    It has no terminal and no open standard streams: neither a second Ctrl-C nor the end of a pipeline touches it.
+
+    Returns
+    -------
+    Whether it has ended; what came of it is not known.
+
+    Raises
+    ------
+    OSError : no process can be made; nothing was begun.
+    """
+    reading, writing = os.pipe()  # its end shows the end of the work
+    try:
+        child = os.fork()
+        if not child:
+            try:
+                os.setsid()
+                if not os.fork():  # so that whoever called has no child to wait for
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                    nothing = os.open(os.devnull, os.O_RDWR)
+                    for stream in range(3):
+                        os.dup2(nothing, stream)
+                    work()
+            finally:
+                os._exit(0)
+        os.close(writing)
+        writing = -1
+        os.waitpid(child, 0)
+        return bool(select.select([reading], [], [], patience)[0])
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)

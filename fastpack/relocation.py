@@ -842,6 +842,8 @@ def pip_record_form(
     data: bytes, folder: str, archived: dict[str, Stated], on_disk: dict[str, Stated], relocated: frozenset[str]
 ) -> ArchiveForm:
     """Row 16: a pip distribution's RECORD, stating hashes and sizes of the archive forms where it stated the disk's."""
+    if not archived:
+        return AS_IT_IS
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     shift = 0

@@ -52,21 +52,21 @@ class StatTable:
     def __init__(self, path: str | None, rows: dict[str, _Row]) -> None:
         self._path = path
         self._rows = rows
-        self._learnt: dict[str, _Row] = {}
+        self._learnt: dict[str, tuple[DiskFile, bytes, Known]] = {}
         self._settled_before = time.time_ns() - SETTLED
 
     def known(self, file: DiskFile, key: bytes) -> Known | None:
         """What is known of a file; None if it may have changed, or is brought into archive form in another way."""
         row = self._rows.get(file.path)
-        if row is None or row.key != key or row.stated != _stated(file):
+        if row is None or row.key != key or row.stated != _STATED.pack(*_stated(file)):
             return None
-        self._learnt[file.path] = row
+        self._learnt[file.path] = file, key, row.known
         return row.known
 
     def learn(self, file: DiskFile, key: bytes, known: Known) -> None:
         """Remember what a file had when it was read, if it has been left alone for long enough."""
-        if max(file.mtime_ns, file.ctime_ns) < self._settled_before:
-            self._learnt[file.path] = _Row(_stated(file), key, known)
+        if file.mtime_ns < self._settled_before > file.ctime_ns:
+            self._learnt[file.path] = file, key, known
 
     def save(self) -> None:
         """Keep what was learnt for the next pack. A directory that cannot be written is no reason to fail."""
@@ -113,19 +113,21 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
     return StatTable(path, rows)
 
 
-def _stated(file: DiskFile) -> bytes:
-    return _STATED.pack(file.n_bytes, file.mtime_ns, file.ctime_ns, file.inode, file.device)
+def _stated(file: DiskFile) -> tuple[int, int, int, int, int]:
+    return file.n_bytes, file.mtime_ns, file.ctime_ns, file.inode, file.device
 
 
-def _to_bytes(rows: dict[str, _Row]) -> bytes:
+def _to_bytes(rows: dict[str, tuple[DiskFile, bytes, Known]]) -> bytes:
     """Magic, BLAKE3 of the rest, lengths; then columns: stated, keys, own numbers, paths (each with a NUL), digests."""
     found = rows.values()
+    stated = [number for file, _, _ in found for number in _stated(file)]
+    own = [number for _, _, known in found for number in (known.mtime, known.naming, len(known.slices))]
     columns = [
-        b"".join(row.stated for row in found),
-        b"".join(row.key for row in found),
-        b"".join(_OWN.pack(row.known.mtime, row.known.naming, len(row.known.slices)) for row in found),
-        b"".join(os.fsencode(path) + b"\0" for path in rows),
-        b"".join(row.known.slices for row in found),
+        struct.pack(f"<{len(stated)}q", *stated),
+        b"".join([key for _, key, _ in found]),
+        struct.pack(f"<{len(own)}q", *own),
+        os.fsencode("\0".join([*rows, ""])),
+        b"".join([known.slices for _, _, known in found]),
     ]
     rest = b"".join([struct.pack("<5Q", *map(len, columns)), *columns])
     return _MAGIC + digest.blake(rest) + rest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpack.parallel import Scratch, default_threads, ordered_map, side_by_side
+from fastpack.parallel import Scratch, default_threads, detached, ordered_map, side_by_side
 from tests.test_environment import write
 
 
@@ -130,3 +130,32 @@ def test_an_interrupt_does_not_wait_for_what_was_begun() -> None:
     while threading.active_count() > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == 1
+
+
+# --- work that outlives its process
+
+
+def test_detached_work_goes_on_when_nobody_waits_any_more(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+
+    def work() -> None:
+        assert os.getsid(0) != parent_session
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        done.write_text(f"{os.getpid()} {os.getppid()} {os.readlink('/proc/self/fd/1')}")
+
+    parent_session = os.getsid(0)
+    assert not detached(work, 0.05)
+    assert not done.exists()
+    (tmp_path / "go").touch()
+    deadline = time.monotonic() + 30
+    while not (done.exists() and done.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process, parent, output = done.read_text().split()
+    # No child of ours, which we would have to wait for.
+    assert os.getpid() not in (int(process), int(parent)) and output == os.devnull
+
+
+def test_detached_work_that_is_quick_or_fails_has_ended() -> None:
+    assert detached(lambda: None, 30)
+    assert detached(lambda: 1 / 0, 30)  # type: ignore[arg-type, return-value]

@@ -18,8 +18,8 @@ import pytest
 import zstandard
 
 import fastpack
-from fastpack import digest, errors, fs
-from fastpack._place_py import Relocation, read_relocations, write_relocations
+from fastpack import destination, digest, errors, extracting, fs
+from fastpack._place_py import INCOMPLETE, Relocation, read_relocations, write_relocations
 from fastpack.destination import _make_marker
 from fastpack.manifest import Frame
 from tests.conftest import need, ordinary_user
@@ -309,6 +309,37 @@ def test_an_interrupted_unpack_cleans_up(archive: str, tmp_path: Path, number: i
     assert process.wait(20) == 130
     assert json.loads(out)["exit_code"] == 130
     assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "made env"]
+
+
+def test_what_takes_long_to_remove_is_removed_behind_an_interrupt(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller waits no longer than `_PATIENCE`; until all is gone the marker is locked, and its parents go too."""
+    go, folder = tmp_path / "go", tmp_path / "a/b"
+    remove = destination._remove_marked
+
+    def slowly(root: str) -> None:
+        while not go.exists():
+            time.sleep(0.01)
+        remove(root)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(destination, "_PATIENCE", 0.05)
+    monkeypatch.setattr(destination, "_remove_marked", slowly)
+    monkeypatch.setattr(extracting.Extractor, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fastpack.unpack(archive, str(folder / "target"))
+    (partial,) = os.listdir(folder)
+    assert caught.value.__notes__ == [f"what was written is being removed in the background: {folder / partial}"]
+    with open(folder / partial / INCOMPLETE, "rb") as marker:
+        assert not fs.lock(marker)
+    go.touch()
+    deadline = time.monotonic() + 30
+    while (tmp_path / "a").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not (tmp_path / "a").exists()
 
 
 def test_another_unpack_to_the_same_place_is_not_disturbed(archive: str, tmp_path: Path) -> None:
