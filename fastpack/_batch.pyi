@@ -8,6 +8,7 @@ from fastpack._batch_py import Names
 __test__: dict[str, Any]
 
 def list_folder(folder: int) -> tuple[list[str], array[int]]: ...
+def stat_files(folder: int, names: Names) -> array[int]: ...
 def read_files(
     folder: int,
     names: Names,
@@ -28,7 +29,7 @@ def write_files(
     mtimes: Buffer,
 ) -> list[tuple[int, int]]: ...
 def share_files(
-    source: int, target: int, names: Names, modes: Buffer, mtimes: Buffer, since: int, linked: bool
+    source: int, target: int, names: Names, modes: Buffer, mtimes: Buffer, since: int, how: int
 ) -> list[tuple[int, int]]: ...
 def fill_zeros(starts: Buffer, lengths: Buffer, out: Buffer) -> None: ...
 def tar_headers(

@@ -18,6 +18,9 @@ Names = list[str] | list[bytes] | list[str | bytes]
 #: Linux's request to share a file's blocks (linux/fs.h).
 _FICLONE = 0x40049409
 
+#: What `share_files` does.
+CLONED, LINKED, COPIED = 0, 1, 2
+
 #: Not a regular file of the size and time that were expected.
 CHANGED = -1
 
@@ -64,12 +67,26 @@ def list_folder(folder: int) -> tuple[list[str], array[int]]:
     rows = array("q")
     names = sorted(os.listdir(folder), key=os.fsencode)
     for name in names:
-        info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        numbers = (
-            info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev, info.st_nlink,
-        )  # fmt: skip
-        rows.extend((number + (1 << 63)) % (1 << 64) - (1 << 63) for number in numbers)
+        rows.extend(_numbers(os.stat(name, dir_fd=folder, follow_symlinks=False)))
     return names, rows
+
+
+def _numbers(info: os.stat_result) -> list[int]:
+    numbers = (
+        info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev, info.st_nlink,
+    )  # fmt: skip
+    return [(number + (1 << 63)) % (1 << 64) - (1 << 63) for number in numbers]
+
+
+def stat_files(folder: int, names: Names) -> array[int]:
+    """What the system says of files, links not followed: each one's numbers (`LISTED`), zeros where it says nothing."""
+    rows = array("q")
+    for name in map(_check_name, names):
+        try:
+            rows.extend(_numbers(os.stat(name, dir_fd=folder, follow_symlinks=False)))
+        except OSError:
+            rows.extend([0] * len(LISTED))
+    return rows
 
 
 def read_files(
@@ -146,9 +163,9 @@ def write_files(
 
 
 def share_files(
-    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], since: int, linked: bool
+    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], since: int, how: int
 ) -> list[tuple[int, int]]:
-    """Let files of one directory appear under the same names in another one without copying a byte.
+    """Let files of one directory appear under the same names in another one.
 
     Parameters
     ----------
@@ -156,8 +173,9 @@ def share_files(
     modes, mtimes : what each file has in `target`; times in seconds.
     since : a file that was changed from this time on (its ctime, in nanoseconds) is left: `CHANGED`. So what is shared
         is what was read after that time.
-    linked : a further name of the same file, if that has this mode and time (else `CHANGED`). Otherwise a file of its
-        own that shares the blocks for as long as neither changes (a reflink: Linux, XFS and Btrfs among others).
+    how : `CLONED`: a file of its own that shares the blocks for as long as neither changes (a reflink: Linux, XFS and
+        Btrfs among others). `LINKED`: a further name of the same file, if that has this mode and time (else `CHANGED`).
+        `COPIED`: a file of its own.
 
     Returns
     -------
@@ -165,10 +183,15 @@ def share_files(
     """
     if any(len(table) != len(names) for table in (modes, mtimes)):
         raise ValueError("tables of different lengths")
+    if how not in (CLONED, LINKED, COPIED):
+        raise ValueError("no such way to share files")
     found = []
     for index, name in enumerate(map(_check_name, names)):
         try:
-            code = (_link_one if linked else _clone_one)(source, target, name, modes[index], mtimes[index], since)
+            if how == LINKED:
+                code = _link_one(source, target, name, modes[index], mtimes[index], since)
+            else:
+                code = _double_one(source, target, name, modes[index], mtimes[index], since, how == CLONED)
         except OSError as error:
             code = error.errno or CHANGED
         if code:
@@ -176,7 +199,7 @@ def share_files(
     return found
 
 
-def _clone_one(source: int, target: int, name: bytes, mode: int, mtime: int, since: int) -> int:
+def _double_one(source: int, target: int, name: bytes, mode: int, mtime: int, since: int, cloned: bool) -> int:
     file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -184,7 +207,11 @@ def _clone_one(source: int, target: int, name: bytes, mode: int, mtime: int, sin
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         clone = os.open(name, flags, 0o600, dir_fd=target)
         try:
-            fcntl.ioctl(clone, _FICLONE, file)
+            if cloned:
+                fcntl.ioctl(clone, _FICLONE, file)
+            while not cloned and (data := os.read(file, 1 << 18)):
+                while data:
+                    data = data[os.write(clone, data) :]
             os.fchmod(clone, mode)
             os.utime(clone, (mtime, mtime))
             changed = os.fstat(file).st_ctime_ns >= since

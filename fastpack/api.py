@@ -185,11 +185,13 @@ def unpack(
     in_place: bool = False,
     keep: int = 1,
     hardlink: bool = False,
+    verify_content: bool = False,
+    on_modified: str = "error",
 ) -> UnpackReport:
     """Unpack an archive, or a delta, into a directory, relocated to it: see `fastpack.unpacking` for the options."""
     options = _unpacking.Options(
         dest_prefix, force, n_threads, tuple(pad), strict, external_links, ignore_requirements, durable, if_changed,
-        None if base is None else os.fspath(base), in_place, keep, hardlink,
+        None if base is None else os.fspath(base), in_place, keep, hardlink, verify_content, on_modified,
     )  # fmt: skip
     return _unpacking.unpack(os.fspath(archive), os.fspath(prefix), options)
 
@@ -228,9 +230,11 @@ def diff(old: str, new: str) -> DiffReport:
 
 
 @no_collection()
-def make_delta(old: str, new: str, output: str, *, force: bool = False) -> DeltaReport:
+def make_delta(
+    old: str, new: str, output: str, *, force: bool = False, ship: Sequence[str] = ()
+) -> DeltaReport:  # fmt: skip
     """Write what makes one archive of another: see `fastpack.delta.delta`."""
-    return _delta.delta(os.fspath(old), os.fspath(new), os.fspath(output), force)
+    return _delta.delta(os.fspath(old), os.fspath(new), os.fspath(output), force, ship=ship)
 
 
 @no_collection()

@@ -239,13 +239,18 @@ def pack(
     metavar="N",
     help="With --in-place: keep the last N replaced ones, as PREFIX.old-1 (the newest) and so on.",
 )
+@click.option("--verify-content", is_flag=True, help="With a delta: read every file of the base, also untouched ones.")
+@click.option(
+    "--on-modified", type=click.Choice(["error", "replace"]), default="error", show_default=True,
+    help="With a delta: files of the base that were changed by hand are refused, or replaced by what the delta has.",
+)  # fmt: skip
 @_threads
 @_quiet
 @_json
 def unpack(
     archive: str, prefix: str, dest_prefix: str | None, force: bool, pad: tuple[str, ...], external_links: str | None,
     strict: bool, ignore_requirements: bool, durable: bool, if_changed: bool, base: str | None, in_place: bool,
-    hardlink: bool, keep: int, n_threads: int, quiet: bool, as_json: bool,
+    hardlink: bool, keep: int, verify_content: bool, on_modified: str, n_threads: int, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Unpack ARCHIVE (- for standard input, or a delta) into a directory, relocated to it."""
     console = Console("unpack", quiet, as_json)
@@ -255,7 +260,7 @@ def unpack(
 
         options = unpacking.Options(
             dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable, if_changed,
-            base, in_place, keep, hardlink,
+            base, in_place, keep, hardlink, verify_content, on_modified,
         )  # fmt: skip
         return unpacking.unpack(archive, prefix, options, console.progress)
 
@@ -586,16 +591,22 @@ def diff(archives: tuple[str, ...], shared: bool, as_json: bool) -> None:
 @click.argument("new")
 @click.option("--output", "-o", required=True, metavar="FILE", help="The delta to write.")
 @click.option("--force", "-f", is_flag=True, help="Replace an output that is there.")
+@click.option(
+    "--ship", multiple=True, metavar="GLOB",
+    help="Ship such files in any case: for unpack --on-modified replace, where they were changed by hand.",
+)  # fmt: skip
 @_quiet
 @_json
-def delta(old: str, new: str, output: str, force: bool, quiet: bool, as_json: bool) -> None:
+def delta(
+    old: str, new: str, output: str, force: bool, ship: tuple[str, ...], quiet: bool, as_json: bool
+) -> None:  # fmt: skip
     """Write what makes the archive NEW of the archive OLD: the frames that OLD does not have."""
     console = Console("delta", quiet, as_json)
 
     def work() -> DeltaReport:
         from fastpack import delta as deltas  # noqa: PLC0415
 
-        return deltas.delta(old, new, output, force, console.progress)
+        return deltas.delta(old, new, output, force, console.progress, ship)
 
     def describe(report: DeltaReport) -> None:
         console.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import time
@@ -92,18 +93,26 @@ def shared(paths: Sequence[str]) -> SharedReport:
     return SharedReport(archives=tuple(paths), archive_ids=tuple(names), shared_bytes=matrix)
 
 
-def delta(old: str, new: str, output: str, force: bool = False, progress: Progress = silent) -> DeltaReport:
+def delta(
+    old: str, new: str, output: str, force: bool = False, progress: Progress = silent, ship: Sequence[str] = ()
+) -> DeltaReport:
     """Write what is needed to make the archive `new` from the archive `old`.
+
+    Parameters
+    ----------
+    ship : globs of paths whose frames are shipped even if `old` has them.
 
     Raises
     ------
+    UsageError : no file of `new` is meant by a glob.
     DamagedArchive : also for a frame of `new` that is not what its manifest says.
     AlreadyExists, NoSpace
     """
     started = time.monotonic()
     with open_archive(old) as before, open_archive(new) as after:
         rows = list(_frames(before, after))
-        shipped = [index for index, (_, is_old) in enumerate(rows) if not is_old]
+        wanted = _frames_with(after, ship)
+        shipped = [index for index, (_, is_old) in enumerate(rows) if not is_old or index in wanted]
         tail = _tail(after)
         locator = after.locator
         table = json.dumps(
@@ -214,6 +223,20 @@ def _frames(old: Archive, new: Archive) -> Iterator[tuple[Frame, bool]]:
     """The new archive's frames, and whether the old one has their very bytes."""
     known = {frame.packed_digest for frame in old.manifest.frames}
     return ((frame, frame.packed_digest in known) for frame in new.manifest.frames)
+
+
+def _frames_with(archive: Archive, globs: Sequence[str]) -> set[int]:
+    """The frames that hold files meant by globs."""
+    found: set[int] = set()
+    for glob in globs:
+        here = {
+            index for index in range(len(archive.manifest.frames))
+            if any(fnmatch.fnmatchcase(member.path, glob) for member in archive.reader.files_of(index))
+        }  # fmt: skip
+        if not here:
+            raise UsageError("--ship means no file of the archive", path=archive.path, found=glob)
+        found |= here
+    return found
 
 
 def _end_of_frames(archive: Archive) -> int:

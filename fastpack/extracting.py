@@ -112,10 +112,15 @@ class Extractor:
         return placed
 
     def _write_frame(self, index: int) -> _Written:
+        members = self._manifest.members
+        if self._reader.put(index, self._folder, self._not_as_archived):
+            rows = [row for row in self._reader.layout[index] if members[row.member].kind is Kind.FILE]
+            whole = [row for row in rows if row.stop - row.start == members[row.member].n_bytes]
+            parts_ = [_Part(row.member, row.start, row.stop - row.start, b"") for row in rows if row not in whole]
+            return _Written(index, {}, len(whole), parts_, sum(row.stop - row.start for row in rows))
         plain, segments = self._reader.read(index)
         self._reader.share(index, self._folder, self._not_as_archived)
-        shared = self._reader.shared
-        members = self._manifest.members
+        there = self._reader.there
         placed: dict[str, Stated] = {}
         parts: list[_Part] = []
         names: list[bytes] = []
@@ -128,13 +133,13 @@ class Extractor:
             length = segment.stop - segment.start
             n_bytes += length
             if length != member.n_bytes:
-                if member.path not in shared:
+                if member.path not in there:
                     self._write_part(member, segment, segment.of(plain))
                 parts.append(_Part(segment.member, segment.start, length, slices))
                 continue
             _check_digest(member, slices)
             n_files += 1
-            if member.path in shared:
+            if member.path in there:
                 continue
             if member.path in self._relocated:
                 placed[member.path] = self._write_placed(member, segment.of(plain))
@@ -187,9 +192,10 @@ class Extractor:
 
     def _finish_large(self, member: Member, slices: bytes) -> Stated | None:
         """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
-        _check_digest(member, slices)
-        if member.path in self._reader.shared:
-            self._reader.check_shared(member)
+        if not self._reader.trusts(member):
+            _check_digest(member, slices)
+        self._reader.check_unchanged(member)
+        if member.path in self._reader.there:
             return None
         path = os.path.join(self._root, member.path)
         file = self._relocated.get(member.path)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
 from fastpack import container, pagecache
+from fastpack._batch_py import CLONED
 from fastpack._place_py import EPOCH_2000, content_mtime
 from fastpack.building import Data, PlainFrame
 from fastpack.codec import CODECS, Codec
@@ -658,7 +659,7 @@ class _DirectoryWriter:
             return False
         modes, mtimes = array("q", [member.mode]), array("q", [mtime])
         # Changed or not: what was cloned is compared with what was read.
-        failed = batch.share_files(self._source, self._target, [member.path], modes, mtimes, _MAX_63, False)
+        failed = batch.share_files(self._source, self._target, [member.path], modes, mtimes, _MAX_63, CLONED)
         if failed and failed[0][1] in CANNOT_SHARE:
             self._reflinks = False
         return not failed

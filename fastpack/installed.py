@@ -20,8 +20,8 @@ class Installed(NamedTuple):
     archive_id: str
 
 
-def read_installed(root: str) -> Installed:
-    """Read it.
+def read_installed(root: str, with_members: bool = True) -> Installed:
+    """Read it; the manifest's members only if they are wanted.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def read_installed(root: str) -> Installed:
         raise IncompleteEnvironment(
             f"its relocations or its state are broken ({error})", path=root, hint="unpack the archive again"
         ) from None
-    return Installed(from_bytes(data), table, state, digest.blake(data).hex())
+    return Installed(from_bytes(data, with_members), table, state, digest.blake(data).hex())
 
 
 def same_place(one: str | None, two: str) -> bool:

@@ -184,8 +184,12 @@ def check_format(found: object, path: str | None = None) -> None:
         )
 
 
-def from_bytes(data: bytes) -> Manifest:
+def from_bytes(data: bytes, with_members: bool = True) -> Manifest:
     """Read a manifest, and check all that can be checked without the archive.
+
+    Parameters
+    ----------
+    with_members : False: what stands before the members is enough, which takes a hundredth of the time.
 
     Raises
     ------
@@ -203,6 +207,8 @@ def from_bytes(data: bytes) -> Manifest:
                 header = row["fastpack"]
                 check_format(header["format"])
             elif "path" in row:
+                if not with_members:
+                    break
                 members.append(_member(row))
             elif "frame" in row:
                 offset, packed, plain, digest, packed_digest = row["frame"]
@@ -228,11 +234,20 @@ def from_bytes(data: bytes) -> Manifest:
             raise ValueError("a member of a group that is not there")
     except BROKEN as error:
         raise DamagedArchive(f"the manifest is broken ({type(error).__name__}: {error})") from None
-    check_members(members)
+    if with_members:
+        check_members(members)
     if header["dest_prefix"] is None and (odd := next((m for m in members if m.path == STATE), None)):
         raise HostileArchive("a member that only fastpack itself may write", path=odd.path)
     _check_frames(frames)
     return Manifest(header, tuple(packages), tuple(groups), tuple(frames), tuple(members), tuple(left_out), data)
+
+
+def members_beside(data: bytes, paths: Iterable[str]) -> list[Member]:
+    """The members of one of our manifests but for those with some paths, whose lines are not even read."""
+    begin, end = '{"path":', ',"kind":'
+    others = set(map(_quoted, paths))
+    lines = (line for line in data.decode("ascii").split("\n") if line.startswith(begin))
+    return [_member(json.loads(line)) for line in lines if line[len(begin) : line.find(end)] not in others]
 
 
 def _rows(data: bytes) -> Iterator[Any]:

@@ -103,23 +103,37 @@ class FrameReader:
         for index, offset in self._offsets.items():
             if offset + manifest.frames[index].packed_bytes > size:
                 raise DamagedArchive(f"the archive is cut off in frame {index}", found=f"{size} bytes")
-        #: Paths of files that `share` has put where they belong.
+        #: Paths of files that are where they belong, and of those that share their bytes with another environment.
+        self.there: set[str] = set()
         self.shared: set[str] = set()
 
-    def share(self, index: int, folder: int, relocated: Container[str]) -> None:
-        """Put whole files of a frame that was read where they belong, without copying them. An archive has none.
+    def files_of(self, index: int) -> list[Member]:
+        """The files that a frame holds, whole or in part."""
+        members = [self._manifest.members[segment.member] for segment in self.layout[index]]
+        return [member for member in members if member.kind is Kind.FILE]
+
+    def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
+        """Put all files of a frame where they belong without reading it, if that can be. Of an archive it cannot.
 
         Parameters
         ----------
         folder : descriptor of the environment to be.
         relocated : paths of files that are not as the archive has them.
         """
+        return False
+
+    def share(self, index: int, folder: int, relocated: Container[str]) -> None:
+        """Put whole files of a frame that was read where they belong, without copying them. An archive has none."""
 
     def share_large(self, folder: int, relocated: Container[str]) -> None:
         """The same for files that lie in several frames, before any of these is read."""
 
-    def check_shared(self, member: Member) -> None:
-        """Whether such a file has not changed since."""
+    def trusts(self, member: Member) -> bool:
+        """Whether a file that lies in several frames is known to be right without its digest."""
+        return False
+
+    def check_unchanged(self, member: Member) -> None:
+        """Whether a file that was shared or trusted has not changed since."""
 
     def packed(self, index: int) -> memoryview:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""

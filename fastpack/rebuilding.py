@@ -2,48 +2,57 @@
 
 A frame that the delta does not ship is one that the old archive had, so its files lie in the environment, placed for
 where that lies. They are brought back into archive form, and the frame is held against its digest as one from an
-archive is: a file that was changed in between is found, not copied.
+archive is: a file that was changed in between is found, not copied. Frames that nobody has touched since they were
+unpacked (`SeenFrames`) are not read for that: their files are reflinked, linked or copied as they are.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from fastpack import digest
+from fastpack import digest, pagecache
+from fastpack._batch_py import CLONED, COPIED, LINKED
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
-from fastpack.manifest import Manifest, Member
+from fastpack.manifest import Manifest, Member, members_beside
 from fastpack.model import Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.parallel import Scratch
 from fastpack.reader import FrameReader, Segment
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
+from fastpack.stat_table import SeenFrames
 
 
 @contextmanager
-def open_delta(descriptor: int, path: str, base: str, hardlink: bool) -> Iterator[tuple[FrameReader, Manifest, bytes]]:
+def open_delta(
+    descriptor: int, path: str, base: str, hardlink: bool, verify_content: bool, on_modified: str
+) -> Iterator[tuple[FrameReader, Manifest, bytes]]:
     """A delta and the environment it is put together with: (reader of the new archive's frames, its manifest, its id).
 
     Parameters
     ----------
     base : the environment's directory.
     hardlink : give what did not change a further name where it cannot be reflinked.
+    verify_content : read every file of the environment, also those that nobody has touched.
+    on_modified : ``error``: refuse where a file of the environment was changed by hand and the new one has another one,
+        or none, in its place; ``replace``: that counts.
 
     Raises
     ------
-    WrongBase : the environment was unpacked from another archive than the delta was made against.
+    WrongBase : the environment was unpacked from another archive than the delta was made against, or was changed.
     DamagedArchive, NewerFormat, HostileArchive, NotAnEnvironment, IncompleteEnvironment, UsageError
     """
     table, position = read_table(descriptor, path)
     _, tail_at, manifest = read_tail(descriptor, path, position, table)
-    installed = read_installed(base)
+    installed = read_installed(base, with_members=False)
     state = installed.state
     if installed.archive_id != table.old:
         raise WrongBase(
@@ -69,7 +78,12 @@ def open_delta(descriptor: int, path: str, base: str, hardlink: bool) -> Iterato
         raise DamagedArchive("the delta's frames are not what it says", path=path, expected=position, found=tail_at)
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        reader = _Rebuilder(descriptor, by_name(table.codec), manifest, offsets, base, folder, installed, hardlink)
+        seen = None if verify_content else SeenFrames(base, installed.archive_id)
+        reader = _Rebuilder(
+            descriptor, by_name(table.codec), manifest, offsets, base, folder, installed, hardlink, seen
+        )
+        if on_modified == "error":
+            reader.check_replaced()
         yield reader, manifest, table.new
     finally:
         os.close(folder)
@@ -80,12 +94,13 @@ class _Rebuilder(FrameReader):
 
     def __init__(
         self, descriptor: int, codec: Codec, manifest: Manifest, offsets: Mapping[int, int], root: str, folder: int,
-        installed: Installed, hardlink: bool,
+        installed: Installed, hardlink: bool, seen: SeenFrames | None,
     ) -> None:  # fmt: skip
         super().__init__(descriptor, codec, manifest, offsets)
         assert installed.state is not None
         self._root = root
         self._folder = folder
+        self._installed = installed
         self._target = os.fsencode(installed.state["prefix"])
         self._signed = installed.state.get("signed", {})
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
@@ -96,7 +111,82 @@ class _Rebuilder(FrameReader):
         # A second for the coarseness of the file system's clock.
         self._since = time.time_ns() - 1_000_000_000
         self._scratch = Scratch()
+        self._writer = pagecache.Writer()
         self._linked: set[str] = set()
+        self._seen = seen
+        self._old = {frame.digest: index for index, frame in enumerate(installed.manifest.frames)}
+        self._untouched: dict[int, bool] = {}
+        self._trusted: dict[str, int] = {}  # files in several frames, none of which anybody has touched: the first one
+
+    def _is_untouched(self, index: int) -> bool:
+        """Whether the environment has a frame's files, and nobody has touched them since they were unpacked."""
+        if index not in self._untouched:
+            old = self._old.get(self._manifest.frames[index].digest)
+            self._untouched[index] = (
+                self._seen is not None and index not in self._offsets and old is not None
+                and self._seen.untouched(self._folder, old, [member.path for member in self.files_of(index)])
+            )  # fmt: skip
+        return self._untouched[index]
+
+    def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
+        if not self._is_untouched(index):
+            return False
+        rows = self.layout[index]
+        members = self.files_of(index)
+        if len(rows) == 1 and rows[0].stop - rows[0].start < members[0].n_bytes:
+            if members[0].path in self._trusted and members[0].path not in self.there:
+                self._copy_part(members[0], rows[0], folder)
+            return members[0].path in self._trusted
+        if any(member.path in relocated or member.path in self._files for member in members):
+            return False
+        self._share_all([row.member for row in rows], folder, relocated)
+        self._share([member for member in members if member.path not in self.there], folder, COPIED)
+        return self.there.issuperset(member.path for member in members)
+
+    def _copy_part(self, member: Member, segment: Segment, folder: int) -> None:
+        """Copy a part of a large file, through a buffer that stays in the processor's cache."""
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        source = os.open(member.path, flags | os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._folder)
+        try:
+            target = os.open(member.path, flags | os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
+            try:
+                for start in range(segment.start, segment.stop, pagecache.LARGE):
+                    piece = self._scratch.view(min(pagecache.LARGE, segment.stop - start))
+                    if os.preadv(source, [piece], start) != len(piece):
+                        raise _changed(self._root, member)
+                    self._writer.write(target, piece, start)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def check_replaced(self) -> None:
+        """Refuse where a file was changed by hand that the delta replaces, or that the new environment has not.
+
+        What Python compiles anew does not count, nor does what is gone.
+        """
+        kept = {
+            member.path for index in range(len(self.layout)) if index not in self._offsets
+            for member in self.files_of(index)
+        }  # fmt: skip
+        changed = []
+        for member in members_beside(self._installed.manifest.raw, kept):
+            # What codesign signed cannot be brought back.
+            other = member.path.startswith(".fastpack/") or member.path.endswith(".pyc") or member.path in self._signed
+            if member.kind is Kind.FILE and not other and self._is_there(member) and self._is_changed(member):
+                changed.append(member)
+        if changed:
+            more = f" and {len(changed) - 1} more were" if len(changed) > 1 else " was"
+            raise WrongBase(
+                f"a file of the base{more} changed since it was unpacked, and what was changed would be lost",
+                path=os.path.join(self._root, changed[0].path), hint="--on-modified replace lets the delta replace it",
+            )  # fmt: skip
+
+    def _is_there(self, member: Member) -> bool:
+        try:
+            return stat.S_ISREG(os.lstat(member.path, dir_fd=self._folder).st_mode)
+        except OSError:
+            return False
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         if index not in self._offsets:
@@ -113,30 +203,44 @@ class _Rebuilder(FrameReader):
                     parts.setdefault(row.member, []).append(index)
         here = [member for member, frames in parts.items() if self._offsets.keys().isdisjoint(frames)]
         self._share_all(here, folder, relocated)
+        for index in here:
+            path = self._manifest.members[index].path
+            if path not in relocated and path not in self._files and all(map(self._is_untouched, parts[index])):
+                self._trusted[path] = parts[index][0]
 
-    def check_shared(self, member: Member) -> None:
+    def trusts(self, member: Member) -> bool:
+        return member.path in self._trusted
+
+    def check_unchanged(self, member: Member) -> None:
         if member.path in self._linked:
             return  # one file under two names, and linking it changed its ctime
-        if os.stat(member.path, dir_fd=self._folder, follow_symlinks=False).st_ctime_ns >= self._since:
+        if member.path in self._trusted:
+            del self._untouched[self._trusted[member.path]]
+            if not self._is_untouched(self._trusted[member.path]):
+                raise _changed(self._root, member)
+        elif member.path in self.shared and os.lstat(member.path, dir_fd=self._folder).st_ctime_ns >= self._since:
             raise _changed(self._root, member)
 
     def _share_all(self, indexes: Sequence[int], folder: int, relocated: Container[str]) -> None:
         members = [self._manifest.members[index] for index in indexes]
         files = [m for m in members if m.kind is Kind.FILE and m.path not in relocated and m.path not in self._files]
+        files = [m for m in files if m.path not in self.there]
         if self._reflink:
-            self._share([m for m in files if m.n_bytes >= CLONED_FROM], folder, False)
+            self._share([m for m in files if m.n_bytes >= CLONED_FROM], folder, CLONED)
         if self._hardlink:
-            self._share([m for m in files if m.path not in self.shared], folder, True)
+            self._share([m for m in files if m.path not in self.there], folder, LINKED)
 
-    def _share(self, files: Sequence[Member], folder: int, linked: bool) -> None:
+    def _share(self, files: Sequence[Member], folder: int, how: int) -> None:
         modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
         names = [m.path for m in files]
-        failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, self._since, linked))
+        failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, self._since, how))
         there = [name for k, name in enumerate(names) if k not in failed]
-        self.shared.update(there)
-        if linked:
+        self.there.update(there)
+        if how != COPIED:
+            self.shared.update(there)
+        if how == LINKED:
             self._linked.update(there)
-        if not linked and any(code in CANNOT_SHARE for code in failed.values()):
+        if how == CLONED and any(code in CANNOT_SHARE for code in failed.values()):
             self._reflink = False
 
     def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
@@ -153,9 +257,15 @@ class _Rebuilder(FrameReader):
         raise WrongBase(f"the base does not have what frame {index} holds", path=self._root, hint=_HINT)
 
     def _is_changed(self, member: Member) -> bool:
-        data = bytearray(member.n_bytes)
-        self._fill(member, 0, memoryview(data))
-        return digest.file_digest(digest.slice_digests(data)) != member.digest
+        slices = b""
+        try:
+            for start in range(0, max(1, member.n_bytes), _READ):
+                data = memoryview(bytearray(min(_READ, member.n_bytes - start)))
+                self._fill(member, start, data)
+                slices += digest.slice_digests(data)
+        except WrongBase:
+            return True
+        return digest.file_digest(slices) != member.digest
 
     def _plain(self, index: int) -> memoryview:
         if index in self._offsets:
@@ -221,9 +331,11 @@ class _Rebuilder(FrameReader):
             os.close(descriptor)
 
 
+#: Bytes of a file that are looked at together: whole slices.
+_READ = 8 * digest.SLICE
 #: Bytes from which a reflink costs less than a copy: the smaller files of an environment took 1.4 of a copy's time.
 CLONED_FROM = 64 << 10
-_HINT = "apply the delta to the old archive, or ship the whole new one"
+_HINT = "the delta does not have it: apply the delta to the old archive, or make it with --ship"
 
 
 def _changed(root: str, member: Member) -> WrongBase:

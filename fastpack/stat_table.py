@@ -1,23 +1,32 @@
-"""What earlier packs learnt of an environment's files, by what the system says of these: so they are not read again.
+"""What is known of an environment's files by what the system says of these: so they are not read again.
 
-A row counts while size, mtime, ctime and inode are what they were. ctime cannot be set by a program, so bytes that
-changed under an unchanged size and a restored mtime are noticed. What had changed less than two seconds before it was
-looked at is not kept: a later change may fall into the same tick of the file system's clock. (So does git's index.)
+What was found out counts while size, mtime, ctime and inode are what they were. ctime cannot be set by a program, so
+bytes that changed under an unchanged size and a restored mtime are noticed.
 
-The table lies in the user's cache directory and never in an archive. If it is gone or broken, everything is read.
+- Of a prefix that was packed: a row for each file. What had changed less than two seconds before it was looked at is
+  not kept: a later change may fall into the same tick of the file system's clock. (So does git's index.)
+- Of an environment that was unpacked: a digest for each frame of the archive, of what the system says of its files.
+
+These tables lie in the user's cache directory and never in an archive. If one is gone or broken, everything is read.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import socket
 import struct
 import time
+from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastpack import digest
+from fastpack._batch_py import LISTED
 from fastpack.model import DiskFile
+from fastpack.native import batch
+from fastpack.parallel import ordered_map
 
 #: Nanoseconds for which a file must have been left alone.
 SETTLED = 2_000_000_000
@@ -72,21 +81,7 @@ class StatTable:
         """Keep what was learnt for the next pack. A directory that cannot be written is no reason to fail."""
         if self._path is None:
             return
-        folder = os.path.dirname(self._path)
-        temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
-        try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            try:
-                with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                    file.write(_to_bytes(self._learnt))
-                os.rename(temporary, self._path)
-            except BaseException:
-                if os.path.lexists(temporary):
-                    os.unlink(temporary)
-                raise
-            _forget_others(folder)
-        except OSError:
-            pass
+        _keep(self._path, _to_bytes(self._learnt))
 
 
 def open_table(prefix: str, trusted: bool = True) -> StatTable:
@@ -96,21 +91,45 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
     ----------
     trusted : whether what it says counts; it is written anew in any case.
     """
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    if not home.startswith("/"):
-        home = os.path.join(os.path.expanduser("~"), ".cache")
-    if not home.startswith("/"):
-        return StatTable(None, {})
-    name = digest.blake(os.fsencode(f"{socket.gethostname()}\0{os.path.realpath(prefix)}")).hex()[:32]
-    path = os.path.join(home, "fastpack", "stat", name)
+    path = _place("stat", prefix)
     rows: dict[str, _Row] = {}
-    if trusted:
+    if path is not None and trusted:
         try:
             with open(path, "rb") as file:
                 rows = _from_bytes(file.read())
         except (OSError, ValueError, struct.error):
             pass  # none, or a broken one
     return StatTable(path, rows)
+
+
+def _place(kind: str, prefix: str) -> str | None:
+    """Where the table of a prefix on this host lies; None without a home."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not home.startswith("/"):
+        home = os.path.join(os.path.expanduser("~"), ".cache")
+    if not home.startswith("/"):
+        return None
+    name = digest.blake(os.fsencode(f"{socket.gethostname()}\0{os.path.realpath(prefix)}")).hex()[:32]
+    return os.path.join(home, "fastpack", kind, name)
+
+
+def _keep(path: str, data: bytes) -> None:
+    """Write a table. A directory that cannot be written is no reason to fail."""
+    folder = os.path.dirname(path)
+    temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(data)
+            os.rename(temporary, path)
+        except BaseException:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+            raise
+        _forget_others(folder)
+    except OSError:
+        pass
 
 
 def _stated(file: DiskFile) -> tuple[int, int, int, int, int]:
@@ -168,3 +187,78 @@ def _forget_others(folder: str) -> None:
             os.unlink(path)
         except FileNotFoundError:
             pass
+
+
+# --- an unpacked environment ------------------------------------------------------------------------------------------
+
+_FRAMES_MAGIC = b"fpseen1\n"
+#: Nanoseconds between a file's last change and its environment's appearance: more than a tick of the kernel's clock.
+_TICK = 20_000_000
+
+
+def remember_frames(root: str, destination: str, archive_id: str, files: Sequence[Sequence[str]], threads: int) -> None:
+    """Remember what the system says of an environment's files right before it appears, frame by frame.
+
+    Where the file system counts in whole seconds nothing is remembered.
+
+    Parameters
+    ----------
+    root, destination : where the environment lies, and where it will.
+    files : the paths of the files in each frame.
+    """
+    path = _place("unpacked", destination)
+    if path is None:
+        return
+    seen: list[bytes] = []
+    newest, fraction = 0, False
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for rows in ordered_map(functools.partial(batch.stat_files, folder), map(list, files), threads):
+            if 0 in rows[_MODE :: len(LISTED)]:
+                return
+            times = rows[_CTIME :: len(LISTED)]
+            newest = max(newest, max(times, default=0))
+            fraction = fraction or any(ctime % 1_000_000_000 for ctime in times)
+            seen.append(_name_of(rows))
+    finally:
+        os.close(folder)
+    wait = newest + _TICK - time.time_ns()
+    if not fraction or wait > SETTLED:
+        return
+    time.sleep(max(0, wait) / 1e9)
+    rest = b"".join([bytes.fromhex(archive_id), *seen])
+    _keep(path, _FRAMES_MAGIC + digest.blake(rest) + rest)
+
+
+class SeenFrames:
+    """What `remember_frames` remembered of an environment, if it is there."""
+
+    def __init__(self, root: str, archive_id: str) -> None:
+        self._seen = b""
+        path = _place("unpacked", root)
+        start = len(_FRAMES_MAGIC) + digest.N_BYTES
+        try:
+            with open(path or os.devnull, "rb") as file:
+                data = file.read()
+        except OSError:
+            return
+        rest = data[start:]
+        if data[:start] == _FRAMES_MAGIC + digest.blake(rest) and rest.startswith(bytes.fromhex(archive_id)):
+            self._seen = rest[digest.N_BYTES :]
+
+    def untouched(self, folder: int, frame: int, files: Sequence[str]) -> bool:
+        """Whether nobody has touched a frame's files since.
+
+        Parameters
+        ----------
+        folder : descriptor of the environment's directory.
+        """
+        name = self._seen[_KEY * frame : _KEY * (frame + 1)]
+        return len(name) == _KEY and name == _name_of(batch.stat_files(folder, list(files)))
+
+
+_MODE, _CTIME = LISTED.index("mode"), LISTED.index("ctime_ns")
+
+
+def _name_of(rows: array[int]) -> bytes:
+    return digest.blake(rows.tobytes())[:_KEY]

@@ -47,6 +47,7 @@ from fastpack.relocation import (
     check_prefix,
     check_target,
 )
+from fastpack.stat_table import remember_frames
 from fastpack.stream import extract_stream
 
 #: Bytes of a path that Linux opens, without its NUL.
@@ -72,6 +73,9 @@ class Options:
     hardlink : with a delta, give files that did not change a further name in the new environment where the file system
         has no reflinks: a program that writes into such a file changes it in both environments.
     keep : with `in_place`, how many replaced ones to keep, as ``DESTINATION.old-1`` (the newest) and so on.
+    verify_content : with a delta, read every file of the base, also those untouched since it was unpacked.
+    on_modified : with a delta, what becomes of files of the base that were changed by hand: ``error``, or ``replace``
+        them by what the delta has. What it has not is refused in any case.
     """
 
     dest_prefix: str | None = None
@@ -87,6 +91,8 @@ class Options:
     in_place: bool = False
     keep: int = 1
     hardlink: bool = False
+    verify_content: bool = False
+    on_modified: str = "error"
 
 
 def unpack(archive: str, destination: str, options: Options, progress: Progress = silent) -> UnpackReport:
@@ -110,6 +116,8 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     prefix = os.path.normpath(prefix)
     if options.keep < 0:
         raise UsageError("no such number of environments to keep", expected="0 or more", found=options.keep)
+    if options.on_modified not in ("error", "replace"):
+        raise UsageError("no such way with modified files", expected="error or replace", found=options.on_modified)
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
     threads = options.n_threads if options.n_threads > 0 else default_threads()
@@ -128,7 +136,8 @@ def _unpack(job: _Job) -> UnpackReport:
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_delta(descriptor):
             base = os.path.abspath(job.options.base or job.destination)
-            with open_delta(descriptor, archive, base, job.options.hardlink) as (delta_reader, manifest, new):
+            how = (job.options.hardlink, job.options.verify_content, job.options.on_modified)
+            with open_delta(descriptor, archive, base, *how) as (delta_reader, manifest, new):
                 return _from_file(job, delta_reader, manifest, new.hex())
         if job.options.base is not None or job.options.hardlink:
             option = "--base" if job.options.base is not None else "--hardlink"
@@ -289,6 +298,9 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             warnings += unsigned_warnings(unsigned)
             make_links(root, manifest.members)
             finish_directories(root, manifest.members)
+            if at_once:
+                files_of = [[file.path for file in reader.files_of(index)] for index in range(len(manifest.frames))]
+                remember_frames(root, job.destination, archive_id, files_of, job.threads)
             where.finish(job.options.durable)
         except OSError as error:
             raise explain_os_error(error, error.filename or job.destination) from None

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpack import _batch, _batch_py, container
+from fastpack._batch_py import CLONED, COPIED, LINKED
 from fastpack.model import Kind
 
 BOTH = pytest.mark.parametrize("batch", [_batch, _batch_py], ids=["native", "twin"])
@@ -256,7 +257,7 @@ def test_files_get_a_further_name(batch: ModuleType, tmp_path: Path, two_folders
     Path(tmp_path, "target/there").write_bytes(b"old")
     names = [b"one", "d/two", "mode", "time", "link", "there", "gone"]
     modes, mtimes = table(0o644, 0o755, *[0o644] * 5), table(1000, 2000, *[1000] * 5)
-    failed = batch.share_files(*two_folders, names, modes, mtimes, LATER, True)
+    failed = batch.share_files(*two_folders, names, modes, mtimes, LATER, LINKED)
     changed = _batch_py.CHANGED
     assert failed == [(2, changed), (3, changed), (4, changed), (5, errno.EEXIST), (6, errno.ENOENT)]
     assert sorted(os.listdir(tmp_path / "target")) == ["d", "one", "there"]
@@ -265,13 +266,60 @@ def test_files_get_a_further_name(batch: ModuleType, tmp_path: Path, two_folders
     assert Path(tmp_path, "target/there").read_bytes() == b"old"
     os.unlink(tmp_path / "target/one")
     since = os.stat(tmp_path / "source/one").st_ctime_ns
-    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since, True) == [(0, changed)]
-    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since + 1, True) == []
-    assert batch.share_files(*two_folders, [], table(), table(), LATER, True) == []
+    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since, LINKED) == [(0, changed)]
+    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since + 1, LINKED) == []
+    assert batch.share_files(*two_folders, [], table(), table(), LATER, LINKED) == []
     with pytest.raises(ValueError, match="different lengths"):
-        batch.share_files(*two_folders, ["a"], table(), table(1), LATER, True)
+        batch.share_files(*two_folders, ["a"], table(), table(1), LATER, LINKED)
     with pytest.raises(ValueError, match="NUL"):
-        batch.share_files(*two_folders, ["a\0"], table(1), table(1), LATER, False)
+        batch.share_files(*two_folders, ["a\0"], table(1), table(1), LATER, CLONED)
+    with pytest.raises(ValueError, match="no such way"):
+        batch.share_files(*two_folders, ["a"], table(1), table(1), LATER, 3)
+
+
+@BOTH
+def test_files_are_copied(batch: ModuleType, tmp_path: Path, two_folders: tuple[int, int]) -> None:
+    """Also one that is larger than the copy's buffer, and never one that changed."""
+    contents = {"empty": b"", "small": b"abc", "large": os.urandom(700_001)}
+    for name, content in contents.items():
+        Path(tmp_path, "source", name).write_bytes(content)
+    os.symlink("small", tmp_path / "source/link")
+    Path(tmp_path, "target/there").write_bytes(b"old")
+    Path(tmp_path, "source/there").write_bytes(b"new")
+    names = [*contents, "link", "d", "gone", "there"]
+    failed = batch.share_files(*two_folders, names, table(*[0o640] * 7), table(*[5] * 7), LATER, COPIED)
+    assert failed == [(3, errno.ELOOP), (4, _batch_py.CHANGED), (5, errno.ENOENT), (6, errno.EEXIST)]
+    assert sorted(os.listdir(tmp_path / "target")) == ["d", *sorted(contents), "there"]
+    for name, content in contents.items():
+        target = tmp_path / "target" / name
+        assert target.read_bytes() == content and not os.path.samefile(target, tmp_path / "source" / name)
+        assert target.stat().st_mode & 0o7777 == 0o640 and target.stat().st_mtime_ns == 5_000_000_000
+        target.unlink()
+    assert Path(tmp_path, "target/there").read_bytes() == b"old"
+    since = os.stat(tmp_path / "source/small").st_ctime_ns
+    changed = [(0, _batch_py.CHANGED)]
+    assert batch.share_files(*two_folders, ["small"], table(0o640), table(5), since, COPIED) == changed
+    assert not (tmp_path / "target/small").exists()
+
+
+@BOTH
+def test_what_the_system_says_of_files(batch: ModuleType, tmp_path: Path) -> None:
+    Path(tmp_path, "file").write_bytes(b"abc")
+    os.symlink("nowhere", tmp_path / "link")
+    os.mkdir(tmp_path / "d")
+    Path(tmp_path, "d/ü").write_bytes(b"")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        found = batch.stat_files(folder, ["file", "gone", "link", "d/ü"])
+        assert batch.stat_files(folder, []) == array("q")
+        with pytest.raises(ValueError, match="NUL"):
+            batch.stat_files(folder, ["a\0"])
+        names, numbers = batch.list_folder(folder)
+        listed = {name: numbers[7 * k : 7 * k + 7] for k, name in enumerate(names)}
+    finally:
+        os.close(folder)
+    assert found[:7] == listed["file"] and found[14:21] == listed["link"]
+    assert found[7:14] == table(*[0] * 7) and found[22] == 0 and found[26] == os.stat(tmp_path / "d").st_dev
 
 
 @BOTH
@@ -280,7 +328,7 @@ def test_what_cannot_be_cloned_leaves_nothing(batch: ModuleType, tmp_path: Path,
     Path(tmp_path, "source/file").write_bytes(b"content")
     os.symlink("file", tmp_path / "source/link")
     failed = dict(
-        batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), LATER, False)
+        batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), LATER, CLONED)
     )
     assert failed[1] == errno.ELOOP and failed[2] == _batch_py.CHANGED
     target = tmp_path / "target/file"

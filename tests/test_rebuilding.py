@@ -6,15 +6,21 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import fastpack
-from fastpack import errors
+from fastpack import errors, rebuilding
+from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
 from fastpack.fs import walk
+from fastpack.installed import read_installed
+from fastpack.manifest import Member
+from fastpack.reader import Segment, lay_out, open_archive
+from fastpack.stat_table import SeenFrames
 from tests.conftest import need, run_fastpack
 from tests.test_environment import dist, write
 
@@ -249,6 +255,199 @@ def test_hardlink_finds_what_was_changed(shipped: Shipped, tmp_path: Path) -> No
     with pytest.raises(errors.WrongBase, match="changed"):
         fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base, hardlink=True)
     assert not (tmp_path / "target").exists() and large.stat().st_nlink == 1
+
+
+# --- what nobody has touched is not read
+
+
+@pytest.fixture
+def frames_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The frames that are put together from the base's files, to be held against their digests."""
+    found: list[int] = []
+    plain = rebuilding._Rebuilder._plain
+
+    def noted(self: rebuilding._Rebuilder, index: int) -> memoryview:
+        if index not in self._offsets:
+            found.append(index)
+        return plain(self, index)
+
+    monkeypatch.setattr(rebuilding._Rebuilder, "_plain", noted)
+    return found
+
+
+def test_what_nobody_has_touched_is_copied_unread(shipped: Shipped, tmp_path: Path, frames_read: list[int]) -> None:
+    time.sleep(1.1)  # what was changed in the second before is read
+    wanted = fastpack.unpack(shipped.new, str(tmp_path / "wanted"))
+    relocated = {file.path for file in read_relocations(Path(shipped.base, RELOCATIONS).read_bytes())}
+    target = str(tmp_path / "target")
+    fastpack.unpack(shipped.delta, target, base=shipped.base)
+    with open_archive(shipped.new) as archive:
+        files = [[member.path for member in archive.reader.files_of(k)] for k in range(len(archive.manifest.frames))]
+    # Frames with files that name the prefix are put together: the new environment lies elsewhere. So is the one that
+    # says which these are.
+    assert frames_read and all({*relocated, RELOCATIONS} & set(files[index]) for index in frames_read)
+    assert not any("share/large" in files[index] for index in frames_read)
+    assert_alike(tree(target), tree(str(tmp_path / "wanted")))
+    assert not fastpack.verify(target).problems and wanted.archive_id == fastpack.verify(target).archive_id
+    seen = len(frames_read)
+    frames_read.clear()
+    fastpack.unpack(shipped.delta, str(tmp_path / "another"), base=shipped.base, verify_content=True)
+    assert len(frames_read) > seen and any("share/large" in files[index] for index in frames_read)
+
+
+def _restore(path: Path, info: os.stat_result) -> None:
+    os.chmod(path, info.st_mode)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _rewrite(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def _chmod(path: Path) -> None:
+    path.chmod(0o600)
+
+
+def _replace(path: Path) -> None:
+    shutil.copy2(path, f"{path}~")
+    os.rename(f"{path}~", path)
+
+
+def _exchange(path: Path) -> None:
+    os.rename(path, f"{path}~")
+    os.rename(f"{path}~", path)
+
+
+def _link(path: Path) -> None:
+    os.link(path, f"{path}~")
+    os.unlink(f"{path}~")
+
+
+@pytest.mark.parametrize("touch", [_rewrite, _chmod, _replace, _exchange, _link])
+def test_whatever_is_done_to_a_file_shows(shipped: Shipped, touch: Callable[[Path], None]) -> None:
+    """Times and modes are put back: ctime and inode tell."""
+    installed = read_installed(shipped.base)
+    seen = SeenFrames(shipped.base, installed.archive_id)
+    layout = lay_out(installed.manifest)
+    members = installed.manifest.members
+    frames = {members[row.member].path: index for index, rows in enumerate(layout) for row in rows}
+    folder = os.open(shipped.base, os.O_RDONLY)
+
+    def untouched(path: str) -> bool:
+        rows = [members[row.member] for row in layout[frames[path]]]
+        return seen.untouched(folder, frames[path], [m.path for m in rows if m.kind == "file"])
+
+    try:
+        for path in (f"{SITE}/steady.py", "share/large"):
+            assert untouched(path)
+            info = os.stat(Path(shipped.base, path))
+            touch(Path(shipped.base, path))
+            _restore(Path(shipped.base, path), info)
+            assert not untouched(path)
+    finally:
+        os.close(folder)
+
+
+def test_without_what_was_remembered_everything_is_read(
+    shipped: Shipped, tmp_path: Path, frames_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time.sleep(1.1)
+    tables = Path(os.environ["XDG_CACHE_HOME"], "fastpack/unpacked")
+    (mine,) = (path for path in tables.iterdir() if read_installed(shipped.base).archive_id in path.read_bytes().hex())
+    content = mine.read_bytes()
+
+    def n_read(name: str, base: str = shipped.base) -> int:
+        frames_read.clear()
+        fastpack.unpack(shipped.delta, str(tmp_path / name), base=base)
+        return len(frames_read)
+
+    few = n_read("with it")
+    for number, broken in enumerate((b"", content[:-1], content[:-1] + b"?", b"x" + content)):
+        mine.write_bytes(broken)
+        everything = n_read(f"broken {number}")
+        assert everything > few
+    mine.write_bytes(content)
+    assert n_read("again") == few
+    assert n_read("a copy", shutil.copytree(shipped.base, tmp_path / "copy", symlinks=True)) == everything
+    os.rename(shipped.base, tmp_path / "moved")
+    fastpack.relocate(str(tmp_path / "moved"))
+    assert n_read("of one moved", str(tmp_path / "moved")) == everything
+    # A home that cannot be written to is no hindrance.
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/x")
+    fastpack.unpack(shipped.old, shipped.base)
+    assert n_read("without a home") == everything
+
+
+def test_a_large_file_that_changes_while_it_is_copied_is_found(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = rebuilding._Rebuilder._copy_part
+
+    def and_change(self: rebuilding._Rebuilder, member: Member, segment: Segment, folder: int) -> None:
+        copy(self, member, segment, folder)
+        Path(shipped.base, member.path).chmod(0o640)
+
+    monkeypatch.setattr(rebuilding._Rebuilder, "_copy_part", and_change)
+    with pytest.raises(errors.WrongBase, match="changed"):
+        fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base)
+    assert not (tmp_path / "target").exists()
+
+
+# --- what was changed by hand
+
+
+def test_what_was_changed_by_hand_is_not_lost_without_being_asked_for(shipped: Shipped, tmp_path: Path) -> None:
+    tool, steady = Path(shipped.base, SITE, "tool.py"), Path(shipped.base, SITE, "steady.py")
+    target = str(tmp_path / "target")
+    tool.write_bytes(b"mine\n")
+    for more in ([], ["--in-place", "-p", shipped.base]):
+        done = run_fastpack("unpack", shipped.delta, "--base", shipped.base, "-p", target, *more)
+        assert done.code == errors.WrongBase.exit_code and str(tool) in done.err and "--on-modified replace" in done.err
+    assert tool.read_bytes() == b"mine\n" and not os.path.lexists(target)
+    arguments = ["unpack", shipped.delta, "--base", shipped.base, "-p", target, "--on-modified", "replace"]
+    done = run_fastpack(*arguments)
+    assert done.code == 0, done.err
+    assert Path(target, SITE, "tool.py").read_bytes() == b"x = 2\n" * 50
+    shutil.rmtree(target)
+    # What the delta does not have it cannot replace; but one can be made that does.
+    steady.write_bytes(b"mine too\n")
+    done = run_fastpack(*arguments)
+    assert done.code == errors.WrongBase.exit_code and str(steady) in done.err and "--ship" in done.err
+    arguments[1] = str(tmp_path / "more.fpdelta")
+    done = run_fastpack("delta", shipped.old, shipped.new, "-o", arguments[1], "--ship", "*/steady.py", "--json")
+    assert done.code == 0 and os.stat(arguments[1]).st_size > os.stat(shipped.delta).st_size
+    done = run_fastpack(*arguments)
+    assert done.code == 0, done.err
+    assert Path(target, SITE, "steady.py").read_bytes() == b"y = 1\n" and not fastpack.verify(target).problems
+    fastpack.apply_delta(arguments[1], shipped.old, str(tmp_path / "applied"))
+    assert (tmp_path / "applied").read_bytes() == Path(shipped.new).read_bytes()
+    done = run_fastpack("delta", shipped.old, shipped.new, "-o", str(tmp_path / "z"), "--ship", "nothing*")
+    assert done.code == 2 and "nothing*" in done.err and not (tmp_path / "z").exists()
+    with pytest.raises(errors.UsageError):
+        fastpack.unpack(shipped.delta, target, on_modified="keep")
+
+
+def test_what_is_gone_or_compiled_anew_was_not_changed_by_hand(made: str, shipped: Shipped, tmp_path: Path) -> None:
+    write(made, f"{SITE}/__pycache__/tool.cpython-311.pyc", b"compiled")
+    Path(shipped.base, SITE, "tool.py").unlink()
+    pyc = Path(shipped.base, SITE, "__pycache__/tool.cpython-311.pyc")
+    pyc.parent.mkdir(exist_ok=True)
+    pyc.write_bytes(b"anew")
+    fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base)
+    assert not fastpack.verify(str(tmp_path / "target")).problems
+
+
+def test_what_the_new_environment_has_not_is_not_lost_either(made: str, shipped: Shipped, tmp_path: Path) -> None:
+    os.unlink(os.path.join(made, SITE, "steady.py"))
+    without, delta = str(tmp_path / "without.tar.zst"), str(tmp_path / "without.fpdelta")
+    fastpack.pack(prefix=made, output=without)
+    fastpack.make_delta(shipped.old, without, delta)
+    Path(shipped.base, SITE, "steady.py").write_bytes(b"mine")
+    with pytest.raises(errors.WrongBase, match="lost") as raised:
+        fastpack.unpack(delta, str(tmp_path / "target"), base=shipped.base)
+    assert raised.value.path == os.path.join(shipped.base, SITE, "steady.py")
+    fastpack.unpack(delta, str(tmp_path / "target"), base=shipped.base, on_modified="replace")
+    assert not (tmp_path / "target" / SITE / "steady.py").exists()
 
 
 @need("mkfs.xfs", "mount")
