@@ -6,10 +6,11 @@ surrogateescape. docs/design.md, "The manifest", describes every field.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,6 +57,10 @@ class Member(NamedTuple):
     def header(self, arcroot: str) -> bytes:
         """Its tar header."""
         return tar_headers([self], arcroot)
+
+
+#: `Member` of a row of all its fields, which takes a fifth of the time.
+AS_MEMBER: Callable[[tuple[Any, ...]], Member] = functools.partial(tuple.__new__, Member)
 
 
 def tar_headers(members: Iterable[Member], arcroot: str) -> bytes:
@@ -276,10 +281,11 @@ def _member(row: dict[str, Any]) -> Member:
         raise ValueError(f"a text of {path!r} is none")
     if not 0 <= n_bytes < 1 << 62 or not 0 <= mtime < 1 << 33:
         raise ValueError(f"an impossible size or time of {path!r}")
-    return Member(
-        kind, path, mode & 0o777, mtime, n_bytes, target, bytes.fromhex(row["digest"]) if kind is Kind.FILE else b"",
-        group, None if final_mode is None else final_mode & 0o777, verdict, not_relocated,
-    )  # fmt: skip
+    digest = bytes.fromhex(row["digest"]) if kind is Kind.FILE else b""
+    final_mode = None if final_mode is None else final_mode & 0o777
+    return AS_MEMBER(
+        (kind, path, mode & 0o777, mtime, n_bytes, target, digest, group, final_mode, verdict, not_relocated)
+    )
 
 
 #: What needs no closer look: names of letters, digits and signs, of a length that every file system has.

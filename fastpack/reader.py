@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,10 @@ class Segment(NamedTuple):
         return plain[self.at : self.at + self.stop - self.start]
 
 
+#: `Segment` of a row of all its fields, which takes a fifth of the time.
+_AS_SEGMENT: Callable[[tuple[int, ...]], Segment] = functools.partial(tuple.__new__, Segment)
+
+
 def lay_out(manifest: Manifest) -> list[list[Segment]]:
     """Which parts of which members each frame holds, from the sizes alone.
 
@@ -44,14 +49,23 @@ def lay_out(manifest: Manifest) -> list[list[Segment]]:
     DamagedArchive : the members do not fill the frames exactly.
     """
     root = manifest.arcroot + "/" if manifest.arcroot else ""
+    plain_name = NAME - len(root)
     sizes = [frame.plain_bytes for frame in manifest.frames]
     layout: list[list[Segment]] = [[] for _ in sizes]
     frame = position = 0
     for index, member in enumerate(manifest.members):
         while frame < len(sizes) and position == sizes[frame]:
             frame, position = frame + 1, 0
-        header_bytes = _header_bytes(member, root)
+        path, n_bytes = member.path, member.n_bytes
+        if len(path) < plain_name and path.isascii() and not member.target:
+            header_bytes = BLOCK  # of nearly all of them
+        else:
+            header_bytes = _header_bytes(member, root)
         position += header_bytes
+        if frame < len(sizes) and position + n_bytes + -n_bytes % BLOCK <= sizes[frame]:
+            layout[frame].append(_AS_SEGMENT((index, position, 0, n_bytes, header_bytes)))
+            position += n_bytes + -n_bytes % BLOCK
+            continue
         done = 0
         first = True
         while True:
@@ -75,10 +89,7 @@ def lay_out(manifest: Manifest) -> list[list[Segment]]:
 
 def _header_bytes(member: Member, root: str) -> int:
     """The length of a member's tar header, with the GNU long-name members before it."""
-    path, target = member.path, member.target
-    if len(root) + max(len(path), len(target)) < NAME and path.isascii() and target.isascii():
-        return BLOCK  # nearly all of them
-    (name,), (text,) = container.raw_names([member.kind], root, [path], [target])
+    (name,), (text,) = container.raw_names([member.kind], root, [member.path], [member.target])
     return container.header_bytes(name, text)
 
 
