@@ -42,9 +42,9 @@ def diff(old: str, new: str, progress: Progress = silent) -> DiffReport:
             _as_environment(path, archive, progress) if side is None else _as_archive(side)
             for path, side in zip((old, new), sides, strict=True)
         )
-    known = {frame.packed_digest for frame in before.manifest.frames}
+    known = set(_places(before.manifest))
     frames = after.manifest.frames
-    shipped = [frame for frame in frames if frame.packed_digest not in known]
+    shipped = [frame for frame, place in zip(frames, _places(after.manifest), strict=True) if place not in known]
     return DiffReport(
         old=old, new=new, old_archive_id=before.archive_id, new_archive_id=after.archive_id,
         same=before.archive_id == after.archive_id, packages=_packages(before.manifest, after.manifest),
@@ -220,9 +220,20 @@ def _writing(output: str, force: bool) -> Iterator[BinaryIO]:
 
 
 def _frames(old: Archive, new: Archive) -> Iterator[tuple[Frame, bool]]:
-    """The new archive's frames, and whether the old one has their very bytes."""
-    known = {frame.packed_digest for frame in old.manifest.frames}
-    return ((frame, frame.packed_digest in known) for frame in new.manifest.frames)
+    """The new archive's frames, and whether the old one has their very bytes at the same place of the same files."""
+    known = set(_places(old.manifest))
+    places = _places(new.manifest)
+    return ((frame, place in known) for frame, place in zip(new.manifest.frames, places, strict=True))
+
+
+def _places(manifest: Manifest) -> Iterator[tuple[bytes, str, int]]:
+    """What each frame is, and where: an environment has its files, not its frames, so equal ones are told apart.
+
+    One that begins with a header names its place itself; of one in the middle of a file, file and offset are given.
+    """
+    for frame, rows in zip(manifest.frames, lay_out(manifest), strict=True):
+        path = manifest.members[rows[0].member].path if rows[0].start else ""
+        yield frame.packed_digest, path, rows[0].start
 
 
 def _frames_with(archive: Archive, globs: Sequence[str]) -> set[int]:

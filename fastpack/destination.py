@@ -47,19 +47,23 @@ class Destination:
     names : the paths of all members that are no directories, or None if they are not known yet (a pipe).
     n_bytes : what will be written, to check the space first; 0 if it is not known.
     keep : how many environments that were swapped out stay beside it, as ``<path>.old-1`` (the newest) and so on.
+    changed : swap out one of ours though files of it were changed since it was unpacked.
 
     Raises
     ------
     AlreadyExists, NoSpace, IncompleteEnvironment, UsageError
     """
 
-    def __init__(self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int, keep: int = 0) -> None:
+    def __init__(
+        self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int, keep: int = 0, changed: bool = False
+    ) -> None:  # fmt: skip
         # A link to a directory stays; what it leads to is filled or replaced.
         self.path = path = os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path
         self._names = None if names is None else set(names)
         self._lock: BinaryIO | None = None
         self._finished = False
         self._keep = keep
+        self._changed = changed
         self._parents: list[str] = []  # made for this destination
         self.root = ""
         _remove_debris(path)
@@ -88,7 +92,7 @@ class Destination:
             raise AlreadyExists("the destination is a directory with something in it", path=path, hint=hint)
         # Unpacked and relocated, or in the form that the archive has (`no-archive`).
         if all(os.path.exists(os.path.join(path, name)) for name in (".fastpack/manifest", RELOCATIONS)):
-            foreign = _files_not_ours(path)
+            foreign = _files_not_ours(path, self._changed)
             if foreign:
                 raise AlreadyExists(
                     f"the environment there has {len(foreign)} files that fastpack did not make: "
@@ -252,7 +256,8 @@ class Destination:
     ) -> None:
         if self._finished:
             return
-        if not isinstance(value, KeyboardInterrupt):
+        # What was moved in already is taken back before anybody can come and do the same.
+        if not isinstance(value, KeyboardInterrupt) or self.root == self.path:
             self._abandon()
             return
         # Removing gigabytes takes seconds, which nobody who pressed Ctrl-C wants to wait for.
@@ -510,15 +515,21 @@ def _remove_marked(root: str) -> None:
     os.rmdir(root)
 
 
-def _files_not_ours(root: str) -> list[str]:
-    """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count."""
+def _files_not_ours(root: str, changed: bool = False) -> list[str]:
+    """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count.
+
+    Parameters
+    ----------
+    changed : what was unpacked and changed since does not count either.
+    """
     known: dict[str, tuple[int, int] | None] = {}
     try:
         with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
             for line in file:
                 row = json.loads(line)
                 if "path" in row:
-                    known[row["path"]] = (row["size"], row["mtime"]) if row["kind"] == Kind.FILE else None
+                    stated = row["kind"] == Kind.FILE and not changed
+                    known[row["path"]] = (row["size"], row["mtime"]) if stated else None
         with open(os.path.join(root, RELOCATIONS), "rb") as file:
             for relocated in read_relocations(file.read()):
                 known[relocated.path] = None  # its size and time follow from the prefix

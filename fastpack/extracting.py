@@ -27,7 +27,7 @@ from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress
 from fastpack.native import batch
 from fastpack.parallel import side_by_side
-from fastpack.reader import FrameReader, Segment
+from fastpack.reader import AT_ONCE, FrameReader, Segment
 from fastpack.relocation import KERNELS, sha256_of, unplacing_edits
 
 #: Frames of small files that one thread writes one after the other: they lie in the same directories.
@@ -91,7 +91,8 @@ class Extractor:
         open_parts: dict[int, list[_Part]] = {}
         done = n_files = 0
         self._reader.share_large(self._folder, self._not_as_archived)
-        for written in side_by_side(self._write_frame, _runs(self._reader.layout, manifest.members), self._threads):
+        runs = _runs(self._reader.layout, manifest.members)
+        for written in side_by_side(self._write_frame, runs, self._threads, self._stop):
             placed.update(written.placed)
             n_files += written.n_files
             for part in written.parts:
@@ -111,13 +112,18 @@ class Extractor:
             raise DamagedArchive("not every member was written", expected=f"{len(files)} files", found=n_files)
         return placed
 
+    def _stop(self) -> None:
+        """No further file is begun."""
+        self._reader.stopping = True
+
     def _write_frame(self, index: int) -> _Written:
         members = self._manifest.members
         if self._reader.put(index, self._folder, self._not_as_archived):
             rows = [row for row in self._reader.layout[index] if members[row.member].kind is Kind.FILE]
-            whole = [row for row in rows if row.stop - row.start == members[row.member].n_bytes]
-            parts_ = [_Part(row.member, row.start, row.stop - row.start, b"") for row in rows if row not in whole]
-            return _Written(index, {}, len(whole), parts_, sum(row.stop - row.start for row in rows))
+            n_bytes = sum(row.stop - row.start for row in rows)
+            if n_bytes < sum(members[row.member].n_bytes for row in rows):  # a part of a large one
+                return _Written(index, {}, 0, [_Part(rows[0].member, rows[0].start, n_bytes, b"")], n_bytes)
+            return _Written(index, {}, len(rows), [], n_bytes)
         plain, segments = self._reader.read(index)
         self._reader.share(index, self._folder, self._not_as_archived)
         there = self._reader.there
@@ -154,9 +160,13 @@ class Extractor:
 
     def _write(self, names: list[bytes], data: memoryview | bytearray, *tables: array[int]) -> None:
         """See `batch.write_files`; an OSError for the first file that could not be written."""
-        failed = batch.write_files(self._folder, names, data, *tables)
-        for index, code in failed:
-            raise OSError(code, os.strerror(code), os.path.join(self._root, os.fsdecode(names[index])))
+        for start in range(0, len(names), AT_ONCE):
+            if self._reader.stopping:
+                raise InterruptedError
+            some = slice(start, start + AT_ONCE)
+            failed = batch.write_files(self._folder, names[some], data, *(table[some] for table in tables))
+            for index, code in failed:
+                raise OSError(code, os.strerror(code), os.path.join(self._root, os.fsdecode(names[start + index])))
 
     def _write_placed(self, member: Member, data: memoryview) -> Stated:
         file = self._relocated[member.path]

@@ -167,12 +167,16 @@ class _Runs(Generic[Item]):
                 run.clear()
 
 
-def side_by_side(function: Callable[[Item], Result], runs: Iterable[Iterable[Item]], threads: int) -> Iterator[Result]:
+def side_by_side(
+    function: Callable[[Item], Result], runs: Iterable[Iterable[Item]], threads: int,
+    stop: Callable[[], None] = lambda: None,
+) -> Iterator[Result]:  # fmt: skip
     """Results as they come, for runs of items that stand in each other's way: the kernel lets one thread at a time
     write to a file, or make files in a directory.
 
     Each thread goes through a run of its own, the longest first; when all are begun it helps with the one that has most
-    left. After an exception no further item is begun, and those begun have ended before it leaves.
+    left. After an exception no further item is begun, and those begun have ended before it leaves; `stop` is called
+    then, so that they may end early.
     """
     work = _Runs(runs)
     results: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
@@ -202,6 +206,9 @@ def side_by_side(function: Callable[[Item], Result], runs: Iterable[Iterable[Ite
                     left -= 1
                 else:
                     yield done.result()
+        except BaseException:
+            stop()
+            raise
         finally:
             work.stop()
 
@@ -213,30 +220,39 @@ def detached(work: Callable[[], None], patience: float) -> bool:
 
     Returns
     -------
-    Whether it has ended; what came of it is not known.
+    Whether it is done already.
 
     Raises
     ------
-    OSError : no process can be made; nothing was begun.
+    OSError : no process can be made, or it ended before its work did; nothing goes on.
     """
-    reading, writing = os.pipe()  # its end shows the end of the work
+    reading, writing = os.pipe()  # gets a byte when the work is done, and its end in any case
     try:
         child = os.fork()
         if not child:
             try:
                 os.setsid()
                 if not os.fork():  # so that whoever called has no child to wait for
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                        signal.signal(number, signal.SIG_IGN)
                     nothing = os.open(os.devnull, os.O_RDWR)
                     for stream in range(3):
                         os.dup2(nothing, stream)
                     work()
+                    os.write(writing, b"1")
             finally:
                 os._exit(0)
         os.close(writing)
         writing = -1
-        os.waitpid(child, 0)
-        return bool(select.select([reading], [], [], patience)[0])
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:  # where SIGCHLD is ignored, nobody is left to be waited for
+            pass
+        if not select.select([reading], [], [], patience)[0]:
+            return False
+        if not os.read(reading, 1):
+            raise ChildProcessError("what was to be done in the background has failed")
+        return True
     finally:
         os.close(reading)
         if writing >= 0:

@@ -18,9 +18,14 @@ from fastpack.errors import DamagedArchive, UsageError
 from fastpack.frames import Locator, open_descriptor, read_manifest
 from fastpack.manifest import BROKEN, Manifest, Member, tar_headers
 from fastpack.model import Kind
+from fastpack.stat_table import FrameFiles
 
 #: Up to this size of the list of relocations no ratio to its compressed bytes counts; beyond, more than that is a bomb.
 MODEST_LIST, MAX_RATIO = 32 << 20, 1000
+
+
+#: Files that are made at once: an interrupt waits for so many.
+AT_ONCE = 256
 
 
 class Segment(NamedTuple):
@@ -117,11 +122,17 @@ class FrameReader:
         #: Paths of files that are where they belong, and of those that share their bytes with another environment.
         self.there: set[str] = set()
         self.shared: set[str] = set()
+        #: Set by whoever wants no more files.
+        self.stopping = False
 
     def files_of(self, index: int) -> list[Member]:
         """The files that a frame holds, whole or in part."""
         members = [self._manifest.members[segment.member] for segment in self.layout[index]]
         return [member for member in members if member.kind is Kind.FILE]
+
+    def place_of(self, index: int) -> FrameFiles:
+        """The files that a frame holds, and where in the first one it begins."""
+        return FrameFiles([member.path for member in self.files_of(index)], self.layout[index][0].start)
 
     def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
         """Put all files of a frame where they belong without reading it, if that can be. Of an archive it cannot.

@@ -8,6 +8,7 @@ unpacked (`SeenFrames`) are not read for that: their files are reflinked, linked
 
 from __future__ import annotations
 
+import filecmp
 import os
 import stat
 import time
@@ -26,7 +27,7 @@ from fastpack.manifest import Manifest, Member, members_beside
 from fastpack.model import Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.parallel import Scratch
-from fastpack.reader import FrameReader, Segment
+from fastpack.reader import AT_ONCE, FrameReader, Segment
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 from fastpack.stat_table import SeenFrames
 
@@ -114,18 +115,21 @@ class _Rebuilder(FrameReader):
         self._writer = pagecache.Writer()
         self._linked: set[str] = set()
         self._seen = seen
-        self._old = {frame.digest: index for index, frame in enumerate(installed.manifest.frames)}
+        self._old: dict[bytes, list[int]] = {}
+        for index, frame in enumerate(installed.manifest.frames):
+            self._old.setdefault(frame.digest, []).append(index)
         self._untouched: dict[int, bool] = {}
         self._trusted: dict[str, int] = {}  # files in several frames, none of which anybody has touched: the first one
 
     def _is_untouched(self, index: int) -> bool:
         """Whether the environment has a frame's files, and nobody has touched them since they were unpacked."""
+        seen = self._seen
+        if seen is None or index in self._offsets:
+            return False
         if index not in self._untouched:
-            old = self._old.get(self._manifest.frames[index].digest)
-            self._untouched[index] = (
-                self._seen is not None and index not in self._offsets and old is not None
-                and self._seen.untouched(self._folder, old, [member.path for member in self.files_of(index)])
-            )  # fmt: skip
+            # Equal frames in the middle of files are told apart by their places.
+            old, place = self._old.get(self._manifest.frames[index].digest, ()), self.place_of(index)
+            self._untouched[index] = any(seen.untouched(self._folder, each, place) for each in old)
         return self._untouched[index]
 
     def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
@@ -133,10 +137,11 @@ class _Rebuilder(FrameReader):
             return False
         rows = self.layout[index]
         members = self.files_of(index)
-        if len(rows) == 1 and rows[0].stop - rows[0].start < members[0].n_bytes:
-            if members[0].path in self._trusted and members[0].path not in self.there:
-                self._copy_part(members[0], rows[0], folder)
-            return members[0].path in self._trusted
+        if members and rows[0].stop - rows[0].start < self._manifest.members[rows[0].member].n_bytes:
+            (member,) = members
+            if member.path in self._trusted and member.path not in self.there:
+                self._copy_part(member, rows[0], folder)
+            return member.path in self._trusted
         if any(member.path in relocated or member.path in self._files for member in members):
             return False
         self._share_all([row.member for row in rows], folder, relocated)
@@ -161,32 +166,42 @@ class _Rebuilder(FrameReader):
             os.close(source)
 
     def check_replaced(self) -> None:
-        """Refuse where a file was changed by hand that the delta replaces, or that the new environment has not.
+        """Refuse where something was changed by hand that the delta replaces, or that the new environment has not.
 
-        What Python compiles anew does not count, nor does what is gone.
+        Contents of files and links count; not what Python compiles anew, nor what is gone. The other files are held
+        against their frames' digests.
         """
-        kept = {
-            member.path for index in range(len(self.layout)) if index not in self._offsets
-            for member in self.files_of(index)
-        }  # fmt: skip
+        paths: tuple[set[str], set[str]] = (set(), set())  # kept, shipped
+        for index in range(len(self.layout)):
+            paths[index in self._offsets].update(member.path for member in self.files_of(index))
+        kept = paths[False] - paths[True]
         changed = []
         for member in members_beside(self._installed.manifest.raw, kept):
             # What codesign signed cannot be brought back.
             other = member.path.startswith(".fastpack/") or member.path.endswith(".pyc") or member.path in self._signed
-            if member.kind is Kind.FILE and not other and self._is_there(member) and self._is_changed(member):
+            if not other and self._is_there(member) and self._is_other(member):
                 changed.append(member)
         if changed:
             more = f" and {len(changed) - 1} more were" if len(changed) > 1 else " was"
             raise WrongBase(
-                f"a file of the base{more} changed since it was unpacked, and what was changed would be lost",
+                f"a file of the base{more} changed since it was unpacked, and the new environment would not have that",
                 path=os.path.join(self._root, changed[0].path), hint="--on-modified replace lets the delta replace it",
             )  # fmt: skip
 
     def _is_there(self, member: Member) -> bool:
-        try:
-            return stat.S_ISREG(os.lstat(member.path, dir_fd=self._folder).st_mode)
-        except OSError:
-            return False
+        return member.kind is not Kind.DIRECTORY and os.path.lexists(os.path.join(self._root, member.path))
+
+    def _is_other(self, member: Member) -> bool:
+        """Whether what is there is not what was unpacked."""
+        path = os.path.join(self._root, member.path)
+        if member.kind is Kind.LINK:
+            return not os.path.islink(path) or os.readlink(path) != member.target
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return True
+        if member.kind is Kind.HARDLINK:
+            other = os.path.join(self._root, member.target)
+            return not os.path.isfile(other) or not filecmp.cmp(path, other, shallow=False)
+        return self._is_changed(member)
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         if index not in self._offsets:
@@ -231,6 +246,12 @@ class _Rebuilder(FrameReader):
             self._share([m for m in files if m.path not in self.there], folder, LINKED)
 
     def _share(self, files: Sequence[Member], folder: int, how: int) -> None:
+        for start in range(0, len(files), AT_ONCE):
+            self._share_some(files[start : start + AT_ONCE], folder, how)
+
+    def _share_some(self, files: Sequence[Member], folder: int, how: int) -> None:
+        if self.stopping:
+            raise InterruptedError
         modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
         names = [m.path for m in files]
         failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, self._since, how))

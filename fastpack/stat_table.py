@@ -12,7 +12,6 @@ These tables lie in the user's cache directory and never in an archive. If one i
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
 import socket
@@ -92,6 +91,7 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
     trusted : whether what it says counts; it is written anew in any case.
     """
     path = _place("stat", prefix)
+    trusted = trusted and tells_changes(prefix)
     rows: dict[str, _Row] = {}
     if path is not None and trusted:
         try:
@@ -196,30 +196,37 @@ _FRAMES_MAGIC = b"fpseen1\n"
 _TICK = 20_000_000
 
 
-def remember_frames(root: str, destination: str, archive_id: str, files: Sequence[Sequence[str]], threads: int) -> None:
+class FrameFiles(NamedTuple):
+    """The files of a frame: their paths, and where in the first one it begins."""
+
+    paths: Sequence[str]
+    start: int
+
+
+def remember_frames(root: str, destination: str, archive_id: str, frames: Sequence[FrameFiles], threads: int) -> None:
     """Remember what the system says of an environment's files right before it appears, frame by frame.
 
-    Where the file system counts in whole seconds nothing is remembered.
+    Where the file system counts in whole seconds, or does not tell of every change, nothing is remembered.
 
     Parameters
     ----------
     root, destination : where the environment lies, and where it will.
-    files : the paths of the files in each frame.
     """
     path = _place("unpacked", destination)
-    if path is None:
+    if path is None or not tells_changes(root):
         return
     seen: list[bytes] = []
     newest, fraction = 0, False
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for rows in ordered_map(functools.partial(batch.stat_files, folder), map(list, files), threads):
+        stats = ordered_map(lambda frame: batch.stat_files(folder, list(frame.paths)), frames, threads)
+        for frame, rows in zip(frames, stats, strict=True):
             if 0 in rows[_MODE :: len(LISTED)]:
                 return
             times = rows[_CTIME :: len(LISTED)]
             newest = max(newest, max(times, default=0))
             fraction = fraction or any(ctime % 1_000_000_000 for ctime in times)
-            seen.append(_name_of(rows))
+            seen.append(_name_of(frame, rows))
     finally:
         os.close(folder)
     wait = newest + _TICK - time.time_ns()
@@ -246,19 +253,36 @@ class SeenFrames:
         if data[:start] == _FRAMES_MAGIC + digest.blake(rest) and rest.startswith(bytes.fromhex(archive_id)):
             self._seen = rest[digest.N_BYTES :]
 
-    def untouched(self, folder: int, frame: int, files: Sequence[str]) -> bool:
+    def untouched(self, folder: int, index: int, frame: FrameFiles) -> bool:
         """Whether nobody has touched a frame's files since.
 
         Parameters
         ----------
         folder : descriptor of the environment's directory.
         """
-        name = self._seen[_KEY * frame : _KEY * (frame + 1)]
-        return len(name) == _KEY and name == _name_of(batch.stat_files(folder, list(files)))
+        name = self._seen[_KEY * index : _KEY * (index + 1)]
+        return len(name) == _KEY and name == _name_of(frame, batch.stat_files(folder, list(frame.paths)))
 
 
 _MODE, _CTIME = LISTED.index("mode"), LISTED.index("ctime_ns")
 
 
-def _name_of(rows: array[int]) -> bytes:
-    return digest.blake(rows.tobytes())[:_KEY]
+def _name_of(frame: FrameFiles, rows: array[int]) -> bytes:
+    parts = [struct.pack("<q", frame.start), rows.tobytes(), os.fsencode("\0".join(frame.paths))]
+    return digest.blake(b"".join(parts))[:_KEY]
+
+
+#: File systems where a program that writes to a mapped file changes none of its times.
+_SILENT = {"tmpfs", "ramfs", "devtmpfs"}
+
+
+def tells_changes(path: str) -> bool:
+    """Whether the file system of a path says of a file that it was changed, however that was done."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return True  # not Linux
+    return not any(row[2] == wanted and row[row.index("-") + 1] in _SILENT for row in rows if "-" in row)

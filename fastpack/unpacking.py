@@ -139,8 +139,11 @@ def _unpack(job: _Job) -> UnpackReport:
             how = (job.options.hardlink, job.options.verify_content, job.options.on_modified)
             with open_delta(descriptor, archive, base, *how) as (delta_reader, manifest, new):
                 return _from_file(job, delta_reader, manifest, new.hex())
-        if job.options.base is not None or job.options.hardlink:
-            option = "--base" if job.options.base is not None else "--hardlink"
+        given = {
+            "--base": job.options.base is not None, "--hardlink": job.options.hardlink,
+            "--verify-content": job.options.verify_content, "--on-modified": job.options.on_modified != "error",
+        }  # fmt: skip
+        if option := next((name for name, is_given in given.items() if is_given), None):
             raise UsageError(f"{option} is for a delta, and this is none", path=archive)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -214,7 +217,8 @@ class _Job:
                 "there is no environment of fastpack's to be replaced", path=self.destination,
                 hint="unpack it without --in-place",
             )  # fmt: skip
-        return Destination(self.destination, options.force or options.in_place, names, n_bytes, keep)
+        changed = options.on_modified == "replace"
+        return Destination(self.destination, options.force or options.in_place, names, n_bytes, keep, changed)
 
     @property
     def elsewhere(self) -> bool:
@@ -299,8 +303,8 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             make_links(root, manifest.members)
             finish_directories(root, manifest.members)
             if at_once:
-                files_of = [[file.path for file in reader.files_of(index)] for index in range(len(manifest.frames))]
-                remember_frames(root, job.destination, archive_id, files_of, job.threads)
+                frames = [reader.place_of(index) for index in range(len(manifest.frames))]
+                remember_frames(root, job.destination, archive_id, frames, job.threads)
             where.finish(job.options.durable)
         except OSError as error:
             raise explain_os_error(error, error.filename or job.destination) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -156,6 +157,29 @@ def test_detached_work_goes_on_when_nobody_waits_any_more(tmp_path: Path) -> Non
     assert os.getpid() not in (int(process), int(parent)) and output == os.devnull
 
 
-def test_detached_work_that_is_quick_or_fails_has_ended() -> None:
+def test_detached_work_that_is_quick_is_done_and_one_that_fails_is_not() -> None:
     assert detached(lambda: None, 30)
-    assert detached(lambda: 1 / 0, 30)  # type: ignore[arg-type, return-value]
+    with pytest.raises(OSError, match="failed"):
+        detached(lambda: 1 / 0, 30)  # type: ignore[arg-type, return-value]
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some daemons leave it to their children
+    try:
+        assert detached(lambda: None, 30)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_what_runs_side_by_side_is_told_to_stop() -> None:
+    """Before it is waited for: so an item that takes long may end early."""
+    told = threading.Event()
+
+    def work(item: int) -> bool:
+        return told.wait(30)
+
+    results = side_by_side(work, [[1], [2]], 2, told.set)
+    closer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
+    closer.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    closer.join()
+    assert told.is_set()
+    assert list(side_by_side(lambda item: item, [[1], [2]], 2, lambda: pytest.fail("nothing was wrong"))) == [1, 2]

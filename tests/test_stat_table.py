@@ -6,6 +6,7 @@ import os
 import py_compile
 import shutil
 import struct
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +20,14 @@ import fastpack
 from fastpack import stat_table
 from fastpack.fs import walk
 from fastpack.made_prefix import MadeFile, MadePackage, install
-from fastpack.stat_table import AS_ON_DISK, Known, open_table
+from fastpack.stat_table import AS_ON_DISK, Known, open_table, tells_changes
 from tests.conftest import app_package
 from tests.test_base import edit, edits
 from tests.test_environment import dist, write
 from tests.test_packing import manifest_of
 
 SITE = "lib/python3.11/site-packages"
+pytestmark = pytest.mark.skipif(not tells_changes(tempfile.gettempdir()), reason="nothing is trusted on a tmpfs")
 
 
 @pytest.fixture(autouse=True)
