@@ -64,6 +64,7 @@ class Destination:
         self._finished = False
         self._keep = keep
         self._changed = changed
+        self._moving = False
         self._parents: list[str] = []  # made for this destination
         self.root = ""
         _remove_debris(path)
@@ -222,6 +223,7 @@ class Destination:
 
     def _move_in(self) -> None:
         """Move the partial directory's entries into the destination, ``bin`` last: nothing can be started before."""
+        self._moving = True
         names = sorted(
             os.path.relpath(os.path.join(folder, name), self.root)
             for folder, folders, files in os.walk(self.root)
@@ -257,7 +259,7 @@ class Destination:
         if self._finished:
             return
         # What was moved in already is taken back before anybody can come and do the same.
-        if not isinstance(value, KeyboardInterrupt) or self.root == self.path:
+        if not isinstance(value, KeyboardInterrupt) or self._moving:
             self._abandon()
             return
         # Removing gigabytes takes seconds, which nobody who pressed Ctrl-C wants to wait for.
