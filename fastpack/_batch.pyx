@@ -215,50 +215,10 @@ cdef extern from *:
         return (int64_t)info->FP_CTIME.tv_sec * 1000000000 + info->FP_CTIME.tv_nsec >= since;
     }
 
-    static int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) {
-    #if defined(FICLONE)
-        struct timespec times[2];
-        struct stat info;
-        int status = 0, out;
-        int in = openat(source, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-        if (in < 0)
-            return errno;
-        if (fstat(in, &info) != 0)
-            status = errno;
-        else if (!S_ISREG(info.st_mode))
-            status = -1;
-        if (status != 0) {
-            close(in);
-            return status;
-        }
-        out = openat(target, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (out < 0) {
-            status = errno;
-            close(in);
-            return status;
-        }
-        times[0].tv_sec = times[1].tv_sec = (time_t)mtime;
-        times[0].tv_nsec = times[1].tv_nsec = 0;
-        if (ioctl(out, FICLONE, in) != 0 || fchmod(out, (mode_t)mode) != 0 || futimens(out, times) != 0
-            || fstat(in, &info) != 0)
-            status = errno;
-        else if (fp_since(&info, since)) /* after the clone: what it took is what the file has had all the time */
-            status = -1;
-        close(in);
-        if (close(out) != 0 && status == 0 && errno != EINTR)
-            status = errno;
-        if (status != 0)
-            unlinkat(target, name, 0);
-        return status;
-    #else
-        (void)source, (void)target, (void)name, (void)mode, (void)mtime, (void)since;
-        return ENOTSUP;
-    #endif
-    }
-
-    /* The bytes pass through `buffer`, which stays in the processor's cache. */
-    static int fp_copy_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
-                           uint8_t *buffer, size_t room) {
+    /* A file of its own: sharing the blocks of the other one without a buffer, else with its bytes, which pass through
+       the buffer and with it stay in the processor's cache. */
+    static int fp_double_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
+                             uint8_t *buffer, size_t room) {
         struct timespec times[2];
         struct stat info;
         int64_t done = 0;
@@ -279,6 +239,15 @@ cdef extern from *:
             status = errno;
             close(in);
             return status;
+        }
+        if (buffer == NULL) {
+    #if defined(FICLONE)
+            if (ioctl(out, FICLONE, in) != 0)
+                status = errno;
+    #else
+            status = ENOTSUP;
+    #endif
+            done = (int64_t)info.st_size;
         }
         while (status == 0 && done < (int64_t)info.st_size) {
             ssize_t n = read(in, buffer, room), written = 0;
@@ -302,7 +271,7 @@ cdef extern from *:
         if (status == 0 && (fchmod(out, (mode_t)mode) != 0 || futimens(out, times) != 0 || fstat(in, &info) != 0))
             status = errno;
         if (status == 0 && (info.st_size != done || fp_since(&info, since)))
-            status = -1; /* after the copy: what it took is what the file has had all the time */
+            status = -1; /* looked at last: what was taken is what the file has had all the time */
         close(in);
         if (close(out) != 0 && status == 0 && errno != EINTR)
             status = errno;
@@ -332,10 +301,9 @@ cdef extern from *:
                     uint8_t *out) noexcept nogil
     int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
-    int fp_clone_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) noexcept nogil
     int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) noexcept nogil
-    int fp_copy_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
-                    uint8_t *buffer, size_t room) noexcept nogil
+    int fp_double_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
+                      uint8_t *buffer, size_t room) noexcept nogil
     int fp_stat(int folder, const char *name, int64_t *row) noexcept nogil
 
 cdef enum:
@@ -517,18 +485,17 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
     table = name_table(names, encoded)
     status = <int32_t *>malloc(count * sizeof(int32_t))
     try:
-        buffer = <uint8_t *>malloc(COPY_BYTES if how == COPIED else 1)
-        if status == NULL or buffer == NULL:
+        if how == COPIED:
+            buffer = <uint8_t *>malloc(COPY_BYTES)
+        if status == NULL or (how == COPIED and buffer == NULL):
             raise MemoryError
         with nogil:
             for i in range(count):
                 if how == LINKED:
                     status[i] = fp_link_one(source, target, table[i].text, <int>modes[i], mtimes[i], since)
-                elif how == CLONED:
-                    status[i] = fp_clone_one(source, target, table[i].text, <int>modes[i], mtimes[i], since)
                 else:
-                    status[i] = fp_copy_one(source, target, table[i].text, <int>modes[i], mtimes[i], since, buffer,
-                                            COPY_BYTES)
+                    status[i] = fp_double_one(source, target, table[i].text, <int>modes[i], mtimes[i], since, buffer,
+                                              COPY_BYTES)
         return failures(status, count)
     finally:
         free(buffer)
