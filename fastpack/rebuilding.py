@@ -137,7 +137,9 @@ class _Rebuilder(FrameReader):
             return False
         rows = self.layout[index]
         members = self.files_of(index)
-        if members and rows[0].stop - rows[0].start < self._manifest.members[rows[0].member].n_bytes:
+        if any(row.stop - row.start < self._manifest.members[row.member].n_bytes for row in rows):
+            if len(rows) > 1:
+                return False  # no frame that fastpack cuts: a part of a large file lies alone
             (member,) = members
             if member.path in self._trusted and member.path not in self.there:
                 self._copy_part(member, rows[0], folder)
