@@ -42,3 +42,6 @@ def tar_headers(
     places: Buffer,
     out: Buffer,
 ) -> None: ...
+def file_lines(
+    quoted: list[str], modes: Buffer, mtimes: Buffer, group: int, sizes: Buffer, digests: Buffer, ends: list[str]
+) -> bytes: ...

@@ -146,13 +146,50 @@ cdef extern from *:
         return code;
     }
 
+    typedef struct {
+        int root;
+        int folder;         /* -1: none is open */
+        const char *name;   /* that it belongs to */
+        size_t length;      /* of the part of it that names the folder */
+    } fp_place;
+
+    static void fp_leave(fp_place *place) {
+        if (place->folder >= 0)
+            close(place->folder);
+        place->folder = -1;
+    }
+
+    /* As openat, for names of which many in a row lie in one folder: that is looked up once. */
+    static int fp_open_in(fp_place *place, const char *name, int flags) {
+    #if defined(O_PATH)
+        const char *slash = strrchr(name, '/');
+        if (slash != NULL && slash != name) {
+            size_t length = (size_t)(slash - name);
+            if (place->folder < 0 || length != place->length || memcmp(name, place->name, length) != 0) {
+                char folder[4096];
+                fp_leave(place);
+                if (length < sizeof folder) {
+                    memcpy(folder, name, length);
+                    folder[length] = 0;
+                    place->folder = openat(place->root, folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+                    place->name = name;
+                    place->length = length;
+                }
+            }
+            if (place->folder >= 0)
+                return openat(place->folder, slash + 1, flags);
+        }
+    #endif
+        return openat(place->root, name, flags);
+    }
+
     /* 0; an errno; or -1 for a file that is not a regular one of that size and time (mtime in nanoseconds) */
-    static int fp_read_one(int folder, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
-                           uint8_t *out) {
+    static int fp_read_one(fp_place *place, const char *name, int64_t size, int64_t mtime, int64_t offset,
+                           int64_t length, uint8_t *out) {
         struct stat info;
         int64_t done = 0;
         int status = 0;
-        int descriptor = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        int descriptor = fp_open_in(place, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
         if (descriptor < 0)
             return errno;
         while (done < length) {
@@ -297,7 +334,12 @@ cdef extern from *:
 
     int fp_list(int folder, fp_listing *listing, int64_t *where) noexcept nogil
     void fp_forget(fp_listing *listing) noexcept nogil
-    int fp_read_one(int folder, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
+    ctypedef struct fp_place:
+        int root
+        int folder
+
+    void fp_leave(fp_place *place) noexcept nogil
+    int fp_read_one(fp_place *place, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
                     uint8_t *out) noexcept nogil
     int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
@@ -313,6 +355,7 @@ cdef enum:
     LINKED = 1
     COPIED = 2
     COPY_BYTES = 1 << 18
+    DIGEST = 32
 
 
 cdef struct Name:
@@ -416,6 +459,9 @@ def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[:
     cdef Name *table
     cdef list encoded = []
     cdef int32_t *status
+    cdef fp_place place
+    place.root = folder
+    place.folder = -1
     check_pieces(count, starts, lengths, out.shape[0])
     if not (<size_t>sizes.shape[0] == <size_t>mtimes.shape[0] == <size_t>offsets.shape[0] == count):
         raise ValueError("tables of different lengths")
@@ -431,8 +477,9 @@ def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[:
             raise MemoryError
         with nogil:
             for i in range(count):
-                status[i] = fp_read_one(folder, table[i].text, sizes[i], mtimes[i], offsets[i], lengths[i],
+                status[i] = fp_read_one(&place, table[i].text, sizes[i], mtimes[i], offsets[i], lengths[i],
                                         data + starts[i])
+            fp_leave(&place)
         return failures(status, count)
     finally:
         free(status)
@@ -571,3 +618,80 @@ def tar_headers(list names, list targets, const uint8_t[::1] kinds, const int64_
     finally:
         free(name_of)
         free(target_of)
+
+
+cdef size_t put_text(char *out, size_t at, const char *text, size_t length) noexcept nogil:
+    memcpy(out + at, text, length)
+    return at + length
+
+
+cdef size_t put_number(char *out, size_t at, int64_t value) noexcept nogil:
+    cdef char digits[20]
+    cdef int k = 20
+    while True:
+        k -= 1
+        digits[k] = <char>(48 + value % 10)
+        value //= 10
+        if value == 0:
+            break
+    return put_text(out, at, digits + k, <size_t>(20 - k))
+
+
+cdef size_t put_hex(char *out, size_t at, const uint8_t *data, size_t length) noexcept nogil:
+    cdef size_t k
+    for k in range(length):
+        out[at + 2 * k] = HEX[data[k] >> 4]
+        out[at + 2 * k + 1] = HEX[data[k] & 15]
+    return at + 2 * length
+
+
+cdef const char *HEX = b"0123456789abcdef"
+
+
+def file_lines(list quoted, const int64_t[::1] modes, const int64_t[::1] mtimes, int group, const int64_t[::1] sizes,
+               const uint8_t[::1] digests, list ends):
+    cdef size_t count = len(quoted)
+    cdef size_t i
+    cdef size_t at = 0
+    cdef size_t total = 0
+    cdef Name *name = NULL
+    cdef Name *end = NULL
+    cdef char *out = NULL
+    cdef list encoded = []
+    if not (<size_t>modes.shape[0] == <size_t>mtimes.shape[0] == <size_t>sizes.shape[0] == <size_t>len(ends) == count
+            and <size_t>digests.shape[0] == DIGEST * count):
+        raise ValueError("tables of different lengths")
+    if group < 0:
+        raise ValueError("a negative number")
+    try:
+        name = name_table(quoted, encoded)
+        end = name_table(ends, encoded)
+        for i in range(count):
+            if modes[i] < 0 or mtimes[i] < 0 or sizes[i] < 0:
+                raise ValueError("a negative number")
+            # The literals below, four numbers, and the digest.
+            total += name[i].length + end[i].length + 69 + 4 * 20 + 2 * DIGEST
+        out = <char *>malloc(total + 1)
+        if out == NULL:
+            raise MemoryError
+        with nogil:
+            for i in range(count):
+                at = put_text(out, at, b'{"path":', 8)
+                at = put_text(out, at, name[i].text, name[i].length)
+                at = put_text(out, at, b',"kind":"file","mode":', 22)
+                at = put_number(out, at, modes[i])
+                at = put_text(out, at, b',"mtime":', 9)
+                at = put_number(out, at, mtimes[i])
+                at = put_text(out, at, b',"group":', 9)
+                at = put_number(out, at, group)
+                at = put_text(out, at, b',"size":', 8)
+                at = put_number(out, at, sizes[i])
+                at = put_text(out, at, b',"digest":"', 11)
+                at = put_hex(out, at, &digests[DIGEST * i], DIGEST)
+                at = put_text(out, at, b'"', 1)
+                at = put_text(out, at, end[i].text, end[i].length)
+        return out[:at]
+    finally:
+        free(out)
+        free(name)
+        free(end)

@@ -271,3 +271,27 @@ def tar_headers(
         start = b"%s%07o\0%s%011o\0%011o\0" % (name.ljust(NAME, b"\0"), mode, _OWNER, size, mtime)
         end = bytes([kind]) + target.ljust(NAME, b"\0") + _REST
         view[place : place + BLOCK] = b"%s%06o\0 %s" % (start, sum(start) + sum(end) + 8 * 32, end)
+
+
+def file_lines(
+    quoted: list[str], modes: Sequence[int], mtimes: Sequence[int], group: int, sizes: Sequence[int], digests: bytes,
+    ends: list[str],
+) -> bytes:  # fmt: skip
+    """The lines that a manifest has for files of one group.
+
+    Parameters
+    ----------
+    quoted : paths as JSON, in ASCII.
+    digests : 32 bytes for each.
+    ends : what stands in each line behind the digest.
+    """
+    if any(len(table) != len(quoted) for table in (modes, mtimes, sizes, ends)) or len(digests) != 32 * len(quoted):
+        raise ValueError("tables of different lengths")
+    if min([group, *modes, *mtimes, *sizes]) < 0:
+        raise ValueError("a negative number")
+    lines = [
+        f'{{"path":{path},"kind":"file","mode":{mode},"mtime":{mtime},"group":{group},"size":{size},"digest":'
+        f'"{digests[32 * k : 32 * k + 32].hex()}"{end}'
+        for k, (path, mode, mtime, size, end) in enumerate(zip(quoted, modes, mtimes, sizes, ends, strict=True))
+    ]
+    return "".join(lines).encode("ascii")

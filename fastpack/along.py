@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from fastpack.environment import Environment
 from fastpack.errors import EditablePackages
-from fastpack.fs import resolve, walk
+from fastpack.fs import resolve
+from fastpack.listing import list_tree
 from fastpack.model import DiskFile, Group, GroupKind, Kind, Warned
 from fastpack.parallel import default_threads
 
@@ -49,9 +50,10 @@ def bring_along(env: Environment, output: str | None = None) -> Environment:
     brought = dict(places)
     for path, (real, suffix) in spelled.items():
         brought[path] = (trees.inner(real) or "").removesuffix(suffix)
-    files = env.files | {path: trees.led(file) for path, file in env.files.items() if file.kind is Kind.LINK}
+    links = {path: trees.led(env.files[path]) for path in env.files.targets}
     return replace(
-        env, files=files | trees.files, groups=env.groups | trees.groups, left_out=env.left_out | trees.left_out,
+        env, files=env.files.with_rows(links | trees.files), groups=env.groups | trees.groups,
+        left_out=env.left_out | trees.left_out,
         brought={path: place for path, place in brought.items() if place}, warnings=(*env.warnings, *trees.warnings),
     )  # fmt: skip
 
@@ -189,9 +191,8 @@ def _tree(prefix: str, root: str, place: str) -> Iterator[DiskFile]:
     way = os.path.relpath(root, prefix)
     if os.path.isfile(root):
         folder, name = os.path.split(root)
-        for file in walk(folder, into=lambda path: False):
-            if file.path == name:
-                yield file._replace(path=place, outside=way)
+        file = list_tree(folder, into=lambda path: False)[name]
+        yield file._replace(path=place, outside=way)
         return
-    for file in walk(root, threads=default_threads(), into=lambda path: _is_code(os.path.join(root, path))):
+    for file in list_tree(root, threads=default_threads(), into=lambda path: _is_code(os.path.join(root, path))).all():
         yield file._replace(path=f"{place}/{file.path}", outside=f"{way}/{file.path}")

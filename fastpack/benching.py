@@ -22,6 +22,7 @@ from typing import Any
 from fastpack import fs
 from fastpack._version import VERSION
 from fastpack.errors import BenchFailed, NoSpace, Unreadable, UsageError
+from fastpack.listing import walk
 from fastpack.model import BenchReport, Kind, Progress, Warned, silent
 from fastpack.parallel import default_threads
 from fastpack.reader import open_archive
@@ -332,7 +333,7 @@ def _warm(paths: Iterable[str]) -> None:
 
 
 def _list(root: str) -> dict[str, tuple[Kind, int]]:
-    return {file.path: (file.kind, file.n_bytes) for file in fs.walk(root) if file.kind is not Kind.DIRECTORY}
+    return {file.path: (file.kind, file.n_bytes) for file in walk(root) if file.kind is not Kind.DIRECTORY}
 
 
 def _check(tool: Tool, place: dict[str, str], source: dict[str, tuple[Kind, int]], check: str) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import os
 import struct
 from array import array
@@ -13,18 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastpack import container, digest, pagecache
 from fastpack._batch_py import BLOCK
-from fastpack._place_py import SMALL_FILE, content_mtime, mtime_key
+from fastpack._place_py import EPOCH_2000, SMALL_FILE, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
+from fastpack.members import Members, Numbers, Planned, in_archive
 from fastpack.model import Kind
 from fastpack.native import batch, kernel
 from fastpack.parallel import Scratch
-from fastpack.plan import Plan, Planned, PlannedFrame, in_archive
+from fastpack.plan import Plan, PlannedFrame
 from fastpack.reading import changed, open_folder, open_source, read_many
 from fastpack.relocation import AS_IT_IS
-from fastpack.stat_table import AS_ON_DISK, Known, StatTable
+from fastpack.stat_table import AS_ON_DISK, STATED, Known, StatTable
 
 #: A frame as it is written: its bytes, or where in another file they are.
 Data = bytes | memoryview | pagecache.Piece
@@ -33,19 +35,12 @@ Data = bytes | memoryview | pagecache.Piece
 class PlainFrame(NamedTuple):
     """A frame of the tar stream, and where its members' data lie in it."""
 
-    members: Sequence[Planned]
+    members: Members
     mtimes: Sequence[int]  # of the members that begin here, in seconds
     starts: Sequence[int]
     stops: Sequence[int]
     at: int  # of its data in the one member, for a piece of a large file
     plain: memoryview
-
-
-def _header_columns(members: Sequence[Planned], layout: _Layout, mtimes: Sequence[int]) -> container.Headers:
-    return container.Headers(
-        [member.kind for member in members], layout.names, layout.targets, [member.mode for member in members],
-        [member.n_bytes for member in members], mtimes,
-    )  # fmt: skip
 
 
 #: A frame -> as it is written, and what the format has to remember of it.
@@ -74,15 +69,15 @@ class _Layout(NamedTuple):
 
     names: Sequence[str | bytes]  # with the arcroot
     targets: Sequence[str | bytes]
-    headers: list[int]
-    starts: list[int]
-    stops: list[int]
+    headers: Numbers
+    starts: Numbers
+    stops: Numbers
     end: int
 
     @property
     def n_bytes(self) -> int:
         """Bytes of data."""
-        return sum(self.stops) - sum(self.starts)
+        return int(self.stops.sum() - self.starts.sum())
 
 
 @contextmanager
@@ -100,6 +95,20 @@ def builder(
     """
     with open_folder(plan.environment.prefix) as folder:
         yield Builder(plan, encode, prefixes, base, cache, table, folder)
+
+
+_SIZE, _MTIME, _CTIME = map(STATED.index, ("n_bytes", "mtime_ns", "ctime_ns"))
+#: What `content_mtime` spreads times over, in steps of two seconds: ten years.
+SPAN = 315576000
+#: Stands for the digest of what has none.
+_NO_DIGEST = bytes(digest.N_BYTES)
+
+
+def content_mtimes(digests: Sequence[bytes]) -> list[int]:
+    """`content_mtime` of each of many files."""
+    first = np.frombuffer(b"".join(digests), ">u8").reshape(-1, digest.N_BYTES // 8)[:, 0]
+    times: list[int] = (EPOCH_2000 + 2 * (first % SPAN).astype(np.int64)).tolist()
+    return times
 
 
 class Builder:
@@ -124,14 +133,17 @@ class Builder:
         self._mtimes: dict[str, int] = {}
         self._scratch = Scratch()
         self._on_disk = Scratch()
-        self._followed = {member.follows for member in plan.members if member.follows is not None}
-        self._followed |= {member.target for member in plan.members if member.kind is Kind.HARDLINK}
+        others = plan.members.others.values()
+        self._followed = {member.follows for member in others if member.follows is not None}
+        self._followed |= {member.target for member in others if member.kind is Kind.HARDLINK}
+        files = plan.environment.files
+        self._stated = np.stack([np.frombuffer(files.column(name), np.int64) for name in STATED], axis=1)
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
         """Where in the plan a path is: for the few members whose bytes or time another one needs."""
         wanted = self._followed
-        return {member.path: index for index, member in enumerate(self._plan.members) if member.path in wanted}
+        return {path: index for index, path in enumerate(self._plan.members.paths) if path in wanted}
 
     def build(self, frame: PlannedFrame) -> Built:
         """Read, bring into archive form, hash and compress one frame; or find it where it was compressed before."""
@@ -142,19 +154,21 @@ class Builder:
             return found
         plain = self._scratch.view(layout.end)
         self._read(frame, members, layout, plain)
-        slices = digest.slices_of_each(plain, layout.starts, layout.stops)
-        if any(member.kind is not Kind.FILE for member in members):
-            slices = [found if m.kind is Kind.FILE else b"" for m, found in zip(members, slices, strict=True)]
+        starts, stops = layout.starts.tolist(), layout.stops.tolist()
+        slices = digest.slices_of_each(plain, starts, stops)
+        for index, member in members.others.items():
+            if member.kind is not Kind.FILE:
+                slices[index] = b""
         mtimes: list[int] = []
         if not frame.start:
-            mtimes = self._times(members, layout, plain, slices)
-            container.write_headers(_header_columns(members, layout, mtimes), layout.headers, plain)
-        headers = [plain[start:stop] for start, stop in zip(layout.headers, layout.starts, strict=True)]
+            mtimes = self._times(members, plain, starts, stops, slices)
+            container.write_headers(self._columns(members, layout, mtimes), _table(layout.headers), plain)
+        headers = [plain[start:stop] for start, stop in zip(layout.headers.tolist(), starts, strict=True)]
         name = digest.frame_digest(itertools.chain.from_iterable(zip(headers, slices, strict=True)))
         stored = self._stored(name, len(plain))
         rows = None
         if stored is None:
-            packed, rows = self._encode(PlainFrame(members, mtimes, layout.starts, layout.stops, frame.start, plain))
+            packed, rows = self._encode(PlainFrame(members, mtimes, starts, stops, frame.start, plain))
             packed_digest = digest.blake(packed)
             if self._cache is not None:
                 self._cache.keep(name, packed, packed_digest)
@@ -174,13 +188,14 @@ class Builder:
             stored = self._cache.packed(name)
         return stored
 
-    def _look_up(self, frame: PlannedFrame, members: Sequence[Planned], layout: _Layout) -> Built | None:
+    def _look_up(self, frame: PlannedFrame, members: Members, layout: _Layout) -> Built | None:
         """A frame that base or cache has, by what is known of its files: none of them is read."""
         if self._base.is_empty and self._cache is None:
             return None
         rows = []
-        for member in members:
-            row = self._known(member)
+        for index, (path, stated) in enumerate(zip(members.paths, self._state(members.rows), strict=True)):
+            member = members.others.get(index)
+            row = self._table.known(path, stated, AS_ON_DISK) if member is None else self._known(member)
             if row is None:
                 return None
             rows.append(row)
@@ -199,6 +214,12 @@ class Builder:
             [row.naming for row in rows],
         )  # fmt: skip
 
+    def _state(self, rows: Numbers) -> list[bytes]:
+        """What the system said of files, by their rows in the environment's table."""
+        text = self._stated[rows].tobytes()
+        step = 8 * len(STATED)
+        return [text[at : at + step] for at in range(0, len(text), step)]
+
     def _known(self, member: Planned) -> Known | None:
         """What the archive needs to know of a member, if that is known without reading it."""
         if member.kind is Kind.HARDLINK:
@@ -210,10 +231,11 @@ class Builder:
         if member.source is None:
             slices = digest.slice_digests(member.content)
             return Known(self._mtime(member, memoryview(member.content), slices), False, slices)
-        key = self.key(member)
-        return None if key is None else self._table.known(member.source, key)
+        key = self._key(member)
+        (stated,) = self._state([self._row(member)])
+        return None if key is None else self._table.known(member.source.path, stated, key)
 
-    def key(self, member: Planned) -> bytes | None:
+    def _key(self, member: Planned) -> bytes | None:
         """What stands for the way from a file on disk to its archive form and time; None if that is not known yet."""
         if member.follows is None and member.mtime is None and member.form is AS_IT_IS and not member.placing:
             return AS_ON_DISK
@@ -222,6 +244,18 @@ class Builder:
             return None
         way = (followed, member.mtime, member.form.edits, bool(member.form.relocations), member.placing)
         return digest.blake(repr(way).encode())[: len(AS_ON_DISK)]
+
+    def learn(self, members: Members, mtimes: Sequence[int], naming: Sequence[bool], slices: Sequence[bytes]) -> None:
+        """Remember whole files that were read, for the next pack."""
+        rows = members.rows.copy()
+        paths: list[str] = members.paths.copy()
+        keys: list[bytes | None] = [AS_ON_DISK] * len(members)
+        for index, member in members.others.items():
+            keys[index] = None
+            if member.source is not None and member.kind is Kind.FILE:
+                paths[index], rows[index], keys[index] = member.source.path, self._row(member), self._key(member)
+        changed = self._stated[rows, _MTIME : _CTIME + 1].max(axis=1).tolist()
+        self._table.learn(paths, self._stated[rows].tobytes(), changed, keys, mtimes, naming, slices)
 
     def _time_of(self, path: str) -> int | None:
         """The time of a file that others follow, if it is known without reading it."""
@@ -232,62 +266,79 @@ class Builder:
             self._mtimes[path] = known.mtime
         return self._mtimes[path]
 
-    def _lay_out(self, frame: PlannedFrame, members: Sequence[Planned]) -> _Layout:
-        kinds = [member.kind for member in members]
-        paths, targets = [member.path for member in members], [member.target for member in members]
+    def _lay_out(self, frame: PlannedFrame, members: Members) -> _Layout:
+        paths, targets = members.paths, [""] * len(members)
+        kinds = _kinds(members)
+        for index, other in members.others.items():
+            targets[index] = other.target
         names, targets_ = container.raw_names(kinds, self._root, paths, targets)
         if frame.stop is not None:
             (member,) = members
             header = 0 if frame.start else container.header_bytes(names[0], targets_[0])
             stop = header + frame.stop - frame.start
             end = stop + (container.padding(member.n_bytes) if frame.stop == member.n_bytes else 0)
-            return _Layout(names, targets_, [0], [header], [stop], end)
-        starts, stops, ends = [], [], [0]
-        end = 0
-        for member, header in zip(members, container.headers_bytes(names, targets_), strict=True):
-            start = end + header
-            stop = start + member.n_bytes
-            end = stop + -stop % BLOCK
-            starts.append(start)
-            stops.append(stop)
-            ends.append(end)
-        return _Layout(names, targets_, ends[:-1], starts, stops, end)
+            headers, starts, stops = np.array([[0], [header], [stop]], np.int64)
+            return _Layout(names, targets_, headers, starts, stops, end)
+        lengths = np.array(container.headers_bytes(names, targets_), np.int64)
+        padded = members.sizes + -members.sizes % BLOCK
+        ends = np.cumsum(lengths + padded)
+        starts = ends - padded
+        return _Layout(names, targets_, starts - lengths, starts, starts + members.sizes, int(ends[-1]))
 
-    def _read(self, frame: PlannedFrame, members: Sequence[Planned], layout: _Layout, plain: memoryview) -> None:
+    def _columns(self, members: Members, layout: _Layout, mtimes: Sequence[int]) -> container.Headers:
+        return container.Headers(
+            _kinds(members), layout.names, layout.targets, _table(members.modes), _table(members.sizes), mtimes
+        )
+
+    def _read(self, frame: PlannedFrame, members: Members, layout: _Layout, plain: memoryview) -> None:
         """Fill a frame's buffer with its files' data and padding; what is as it is on disk in one batch."""
         _, _, headers, starts, stops, end = layout
-        ends = [*headers[1:], end]
-        batch.fill_zeros(array("q", stops), array("q", map(operator.sub, ends, stops)), plain)
-        if members[0].is_pyc and frame.stop is None:
-            self._read_pycs(members, starts, stops, plain)
+        batch.fill_zeros(stops, np.append(headers[1:], end) - stops, plain)
+        first = members.others.get(0)
+        if first is not None and first.is_pyc and frame.stop is None:
+            self._read_pycs(members, starts.tolist(), stops.tolist(), plain)
             return
-        as_on_disk = [
-            (member.source, stop - start, start)
-            for member, start, stop in zip(members, starts, stops, strict=True)
-            if member.form is AS_IT_IS and member.source is not None and not member.placing
-        ]
-        if as_on_disk:
-            files, lengths, places = zip(*as_on_disk, strict=True)
-            offsets = [frame.start] * len(files)
-            read_many(self._folder, self._plan.environment.prefix, files, offsets, lengths, places, plain)
-        if len(as_on_disk) < len(members):
-            for member, start, stop in zip(members, starts, stops, strict=True):
-                if member.kind is Kind.FILE and not member.is_as_on_disk:
-                    self._read_piece(member, frame.start, plain[start:stop])
-        if members[0].follows is not None and not frame.start:  # a large .pyc, in pieces
-            self._follow(members[0].follows, plain[starts[0] : stops[0]])
+        rows, lengths = members.rows, stops - starts
+        if members.others:
+            rows = rows.copy()
+            for index, member in members.others.items():
+                if member.is_as_on_disk:
+                    rows[index] = self._row(member)
+                elif member.kind is Kind.FILE:
+                    self._read_piece(member, frame.start, plain[starts[index] : stops[index]])
+            kept = rows >= 0
+            rows, lengths, starts = rows[kept], lengths[kept], starts[kept]
+        self._read_rows(rows, frame.start, lengths, starts, plain)
+        if first is not None and first.follows is not None and not frame.start:  # a large .pyc, in pieces
+            self._follow(first.follows, plain[layout.starts[0] : stops[0]])
+
+    def _row(self, member: Planned) -> int:
+        """Where in the environment's table a member's file is."""
+        assert member.source is not None
+        return self._plan.environment.files.row_of(member.source.path)
+
+    def _read_rows(self, rows: Numbers, offset: int, lengths: Numbers, starts: Numbers, out: memoryview) -> None:
+        """Read files, or a piece of one, into a buffer: those in some rows of the environment's table."""
+        files = self._plan.environment.files
+        names = [files.paths[row] for row in rows.tolist()]
+        if files.outside:
+            names = [files.outside.get(name, name) for name in names]
+        sizes, mtimes = self._stated[rows, _SIZE], self._stated[rows, _MTIME]
+        offsets: Numbers = np.full(len(rows), offset)
+        read_many(self._folder, self._plan.environment.prefix, names, sizes, mtimes, offsets, lengths, starts, out)
 
     def _read_pycs(
         self, members: Sequence[Planned], starts: Sequence[int], stops: Sequence[int], plain: memoryview
     ) -> None:
         """Fill a frame's buffer with whole ``.pyc`` files: nearly all of them have edits, so these are made here."""
-        files = [member.source for member in members if member.source is not None]
-        lengths = [file.n_bytes for file in files]
-        places = list(itertools.accumulate(lengths, initial=0))
-        on_disk = self._on_disk.view(places[-1])
-        read_many(self._folder, self._plan.environment.prefix, files, [0] * len(files), lengths, places[:-1], on_disk)
-        rows = zip(members, starts, stops, places, itertools.islice(places, 1, None), strict=False)
-        for member, start, stop, source, source_stop in rows:
+        rows = np.array(list(map(self._row, members)), np.int64)
+        lengths = self._stated[rows, _SIZE]
+        ends = np.cumsum(lengths)
+        on_disk = self._on_disk.view(int(ends[-1]))
+        self._read_rows(rows, 0, lengths, ends - lengths, on_disk)
+        places = [0, *ends.tolist()]
+        columns = zip(members, starts, stops, places, places[1:], strict=False)
+        for member, start, stop, source, source_stop in columns:
             if member.placing or member.form.relocations:  # a package's own, with a placeholder
                 self._read_piece(member, 0, plain[start:stop])
             else:
@@ -333,17 +384,18 @@ class Builder:
         return data
 
     def _times(
-        self, members: Sequence[Planned], layout: _Layout, plain: memoryview, slices: Sequence[bytes]
+        self, members: Members, plain: memoryview, starts: Sequence[int], stops: Sequence[int], slices: Sequence[bytes]
     ) -> list[int]:
         """Members' times; that of most follows from the digest that is there already."""
-        times = [
-            content_mtime(found)
-            if member.mtime is None and found and member.n_bytes <= digest.SLICE and not member.form.relocations
-            else self._mtime(member, plain[start:stop], found)
-            for member, start, stop, found in zip(members, layout.starts, layout.stops, slices, strict=True)
-        ]
+        times = content_mtimes([found[: digest.N_BYTES] or _NO_DIGEST for found in slices])
+        large = np.flatnonzero(members.sizes > digest.SLICE).tolist()
+        for index in dict.fromkeys([*members.others, *large]):
+            member = members[index]
+            relocated = member.form is not AS_IT_IS and member.form.relocations
+            if relocated or member.mtime is not None or member.n_bytes > digest.SLICE or member.kind is not Kind.FILE:
+                times[index] = self._mtime(member, plain[starts[index] : stops[index]], slices[index])
         followed = self._followed
-        self._mtimes.update((m.path, time) for m, time in zip(members, times, strict=True) if m.path in followed)
+        self._mtimes.update((p, time) for p, time in zip(members.paths, times, strict=True) if p in followed)
         return times
 
     def _mtime(self, member: Planned, data: memoryview, slices: bytes) -> int:
@@ -367,19 +419,30 @@ class Builder:
         key = mtime_key(member.n_bytes, head, tail)
         return content_mtime(bytes.fromhex(digest.sha256(key)) if member.form.relocations else digest.blake(key))
 
-    def _headers(
-        self, frame: PlannedFrame, members: Sequence[Planned], layout: _Layout, mtimes: list[int]
-    ) -> list[bytes]:
+    def _headers(self, frame: PlannedFrame, members: Members, layout: _Layout, mtimes: list[int]) -> list[bytes]:
         """Each member's header; nothing for one that began in an earlier frame."""
         if frame.start:
             return [b""]
-        text = container.headers_of(_header_columns(members, layout, mtimes))
-        lengths = map(operator.sub, layout.starts, layout.headers)
-        ends = list(itertools.accumulate(lengths, initial=0))
+        text = container.headers_of(self._columns(members, layout, mtimes))
+        ends = itertools.accumulate((layout.starts - layout.headers).tolist(), initial=0)
         return [text[start:stop] for start, stop in itertools.pairwise(ends)]
 
-    def _naming(self, members: Sequence[Planned], layout: _Layout, plain: memoryview) -> list[bool]:
-        if not members[0].is_pyc:  # a frame has members of one class
+    def _naming(self, members: Members, layout: _Layout, plain: memoryview) -> list[bool]:
+        first = members.others.get(0)
+        if first is None or not first.is_pyc:  # a frame has members of one class
             return [False] * len(members)
-        lengths = array("q", map(operator.sub, layout.stops, layout.starts))
-        return list(map(bool, kernel.find_any(plain, array("q", layout.starts), lengths, self._prefixes)))
+        lengths = layout.stops - layout.starts
+        return list(map(bool, kernel.find_any(plain, layout.starts, lengths, self._prefixes)))
+
+
+def _kinds(members: Members) -> list[Kind]:
+    kinds = [Kind.FILE] * len(members)
+    for index, member in members.others.items():
+        kinds[index] = member.kind
+    return kinds
+
+
+def _table(numbers: Numbers) -> array[int]:
+    table = array("q")
+    table.frombytes(numbers.tobytes())
+    return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from fastpack._place_py import RelocatedFile
 from fastpack.along import brought_to
@@ -169,15 +169,14 @@ def check_links(targets: dict[str, str], external: frozenset[str], policy: str, 
             warnings.append(Warned("external-link", path, f"a link out of the environment, kept: {targets[path]}"))
 
 
-def warn_collisions(paths: Sequence[str], warnings: list[Warned]) -> None:
+def warn_collisions(paths: Collection[str], warnings: list[Warned]) -> None:
     """Names that differ only in case or Unicode form: one of them is lost on a file system that does not tell them."""
-    keys = [path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold() for path in paths]
-    if len(set(keys)) == len(keys):
-        return  # nearly always
     seen: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
-    for path, key in zip(paths, keys, strict=True):
-        other = seen.setdefault(key, path)
+    # Most are in lower case already, and stand for themselves.
+    for path in sorted(path for path in paths if not (path.islower() and path.isascii())):
+        key = path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+        other = seen.setdefault(key, key if key in paths else path)
         if other != path:
             pairs.append((other, path))
     if pairs:

@@ -6,7 +6,7 @@ import itertools
 import os
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastpack._batch_py import BLOCK, NAME, OCTAL
@@ -81,7 +81,7 @@ def headers_bytes(names: Sequence[str | bytes], targets: Sequence[str | bytes]) 
     ]
 
 
-def write_headers(headers: Headers, places: Sequence[int], out: bytearray | memoryview) -> None:
+def write_headers(headers: Headers, places: Iterable[int], out: bytearray | memoryview) -> None:
     """Write members' headers into a buffer, each to its place, and `header_bytes` long.
 
     No PAX keywords (GNU tar warns of unknown ones for every entry), owner 0 without names, names as raw bytes.
@@ -89,40 +89,44 @@ def write_headers(headers: Headers, places: Sequence[int], out: bytearray | memo
     kinds, names, targets, modes, numbers, mtimes = headers
     if not names:
         return
-    types, sizes = [tarfile.REGTYPE] * len(kinds), numbers
+    types, sizes = tarfile.REGTYPE * len(kinds), numbers
     if any(kind is not Kind.FILE for kind in kinds):
-        types = [TYPES[kind] for kind in kinds]
+        types = b"".join([TYPES[kind] for kind in kinds])
         sizes = [n_bytes if kind is Kind.FILE else 0 for kind, n_bytes in zip(kinds, numbers, strict=True)]
-    rows = _Rows(list(names), list(targets), types, list(modes), list(sizes), list(mtimes), list(places))
+    rows = _Rows(list(names), list(targets), types, *map(_table, (modes, sizes, mtimes, places)))
     odd: list[tuple[int, bytes]] = []
     fits = max(sizes) < OCTAL and min(mtimes) >= 0 and max(mtimes) < OCTAL
     if not fits or max(map(len, names)) > NAME or max(map(len, targets)) > NAME:
+        rows = rows._replace(types=bytearray(types))
         view = memoryview(out)
         for index, (name, target) in enumerate(zip(names, targets, strict=True)):
             if not fits and not (sizes[index] < OCTAL and 0 <= mtimes[index] < OCTAL):
                 text = _odd_header(kinds[index], os.fsencode(name), os.fsencode(target), *(c[index] for c in rows[3:6]))
-                odd.append((places[index], text))
+                odd.append((rows.places[index], text))
                 rows.sizes[index] = rows.mtimes[index] = 0  # a header that is written over
             if len(name) > NAME or len(target) > NAME:
                 _write_long_names(rows, index, view)
     batch.tar_headers(
-        rows.names, rows.targets, b"".join(rows.types), array("q", rows.modes), array("q", rows.sizes),
-        array("q", rows.mtimes), array("q", rows.places), out,
-    )  # fmt: skip
+        rows.names, rows.targets, bytes(rows.types), rows.modes, rows.sizes, rows.mtimes, rows.places, out
+    )
     for place, text in odd:
         memoryview(out)[place : place + len(text)] = text
 
 
+def _table(numbers: Iterable[int]) -> array[int]:
+    return array("q", numbers)
+
+
 class _Rows(NamedTuple):
-    """What `tar_headers` takes, to be changed."""
+    """What `tar_headers` takes."""
 
     names: list[str | bytes]
     targets: list[str | bytes]
-    types: list[bytes]
-    modes: list[int]
-    sizes: list[int]
-    mtimes: list[int]
-    places: list[int]
+    types: bytes | bytearray
+    modes: array[int]
+    sizes: array[int]
+    mtimes: array[int]
+    places: array[int]
 
 
 def _write_long_names(rows: _Rows, index: int, view: memoryview) -> None:
@@ -136,8 +140,9 @@ def _write_long_names(rows: _Rows, index: int, view: memoryview) -> None:
             continue
         text = os.fsencode(long) + bytes(1 + padding(len(long) + 1))
         view[place + BLOCK : place + BLOCK + len(text)] = text
-        for column, value in zip(rows, (_LONG_LINK, b"", tar_type, 0, len(long) + 1, 0, place), strict=True):
-            column.append(value)  # type: ignore[attr-defined]
+        row = (_LONG_LINK, b"", tar_type[0], 0, len(long) + 1, 0, place)
+        for column, value in zip(rows, row, strict=True):
+            column.append(value)  # type: ignore[union-attr,arg-type]
         place += BLOCK + len(text)
     rows.names[index], rows.targets[index] = rows.names[index][:NAME], rows.targets[index][:NAME]
     rows.places[index] = place

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from fastpack import fs
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_relocations, read_state
 from fastpack.errors import AlreadyExists, IncompleteEnvironment, NoSpace, UsageError
+from fastpack.listing import walk
 from fastpack.model import DiskFile, Kind
 from fastpack.parallel import detached
 
@@ -538,9 +539,7 @@ def _files_not_ours(root: str, changed: bool = False) -> list[str]:
         known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest")))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None
-    return sorted(
-        found.path for found in fs.walk(root) if found.kind is not Kind.DIRECTORY and not _is_ours(found, known)
-    )
+    return sorted(found.path for found in walk(root) if found.kind is not Kind.DIRECTORY and not _is_ours(found, known))
 
 
 def _is_ours(file: DiskFile, known: dict[str, tuple[int, int] | None]) -> bool:

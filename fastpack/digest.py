@@ -27,6 +27,11 @@ def blake(data: Buffer) -> bytes:
     return blake3.blake3(data).digest()
 
 
+def hasher() -> blake3.blake3:
+    """BLAKE3 of what comes in pieces: `update`, `digest`."""
+    return blake3.blake3()
+
+
 def slice_digests(data: Buffer) -> bytes:
     """BLAKE3 of each slice of a file, or of a run of slices that begins at a slice's start, one behind the other.
 

@@ -9,7 +9,8 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from fastpack.model import DiskFile, Kind
+from fastpack.listing import Files
+from fastpack.model import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def read_text(prefix: str, path: str) -> str:
 
 
 def find_editables(
-    prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], earlier: tuple[str, ...]
+    prefix: str, site_packages: Iterable[str], files: Files, earlier: tuple[str, ...]
 ) -> tuple[tuple[Editable, ...], dict[str, tuple[str, ...]]]:
     """Packages whose code lies outside, and the files that tell of them, each with the paths outside that it names.
 
@@ -43,7 +44,8 @@ def find_editables(
     telling: dict[str, tuple[str, ...]] = {}
     roots = set(site_packages)
     names = (".egg-link", ".pth", "_finder.py", ".dist-info/direct_url.json")
-    candidates = [path for path in files if path.endswith(names) and files[path].kind is not Kind.DIRECTORY]
+    rows = zip(files.paths, files.kinds, strict=True)
+    candidates = [path for path, kind in rows if path.endswith(names) and kind is not Kind.DIRECTORY]
     for path in candidates:
         folder, base = os.path.split(path)
         if base == "direct_url.json" and folder.endswith(".dist-info") and os.path.dirname(folder) in roots:

@@ -20,8 +20,9 @@ from typing import Self, TypeVar
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
 from fastpack.editable import Editable, find_editables, read_text
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
-from fastpack.fs import resolve, walk
+from fastpack.fs import resolve
 from fastpack.kinds import KINDS, kinds_of
+from fastpack.listing import Files, list_tree
 from fastpack.model import DiskFile, Group, GroupKind, Kind, PathEntry, Record, Warned
 from fastpack.parallel import default_threads
 from fastpack.records import read_records
@@ -67,7 +68,7 @@ class Environment:
 
     prefix: str
     records: tuple[Record, ...]
-    files: dict[str, DiskFile]
+    files: Files
     entries: dict[str, tuple[Record, PathEntry]]
     other_claims: dict[str, tuple[tuple[Record, PathEntry], ...]]  # of paths that several packages have
     groups: dict[str, Group]
@@ -138,7 +139,8 @@ class Environment:
         """What the filters leave out, in the order given, also what is missing: path -> why."""
         if not self.filters:
             return {}
-        known = {path for path, file in self.files.items() if file.kind is not Kind.DIRECTORY}
+        rows = zip(self.files.paths, self.files.kinds, strict=True)
+        known = {path for path, kind in rows if kind is not Kind.DIRECTORY}
         known |= {entry.path for _, entry in self.missing}
         out: dict[str, str] = {}
         for kind, what in self.filters:
@@ -149,7 +151,7 @@ class Environment:
             else:
                 out = {path: why for path, why in out.items() if not fnmatch.fnmatchcase(path, what)}
         if any(kind == "slim" for kind, _ in self.filters):
-            links = {path: file.target for path, file in self.files.items() if file.kind is Kind.LINK}
+            links = self.files.targets
             for path in links.keys() - out.keys():
                 why = out.get(resolve(path, links[path], links) or "", "")
                 if why.startswith("slim"):
@@ -160,7 +162,7 @@ class Environment:
         return len(self.files)
 
     def __iter__(self) -> Iterator[DiskFile]:
-        return iter(self.files.values())
+        return self.files.all()
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -304,22 +306,23 @@ def _read(cls: type[_E], prefix: str) -> _E:
         if folder not in owned_tops and os.path.lexists(os.path.join(prefix, folder)):
             skip.add(folder)
             left_out[folder] = "policy"
-    files = {file.path: file for file in walk(prefix, frozenset(skip), default_threads())}
+    files = list_tree(prefix, skip, default_threads())
+    gone: set[str] = set()
     owned = owned_tops.intersection(POLICY_FOLDERS)
     if owned:  # a package has files in a folder of such a name: these alone stay
         kept = {path for path in entries if path.split("/", 1)[0] in owned}
         kept |= {parent for path in kept for parent in _parents(path)}
-        for path in [path for path in files if path.split("/", 1)[0] in owned and path not in kept]:
-            del files[path]
-            left_out[path] = "policy"
-    for path in POLICY_SCRIPTS & files.keys() - entries.keys():
-        del files[path]
-        left_out[path] = "policy"
-    special = [file.path for file in files.values() if file.kind is Kind.FILE and not stat.S_ISREG(file.mode)]
-    for path in special:
-        del files[path]
-        left_out[path] = "special"
-        warnings.append(Warned("special-file", path, "a socket, FIFO or device is left out"))
+        gone.update(path for path in files if path.split("/", 1)[0] in owned and path not in kept)
+    gone |= POLICY_SCRIPTS & files.keys() - entries.keys()
+    left_out |= dict.fromkeys(gone, "policy")
+    modes = files.column("mode")
+    odd = {mode for mode in set(modes) if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))}
+    special = [path for path, mode in zip(files.paths, modes, strict=True) if mode in odd and path not in gone]
+    left_out |= dict.fromkeys(special, "special")
+    warnings += [Warned("special-file", path, "a socket, FIFO or device is left out") for path in special]
+    gone.update(special)
+    if gone:
+        files = files.without(gone)
     previously_left_out = _previously_left_out(prefix)
     missing = tuple(
         (record, entry)
@@ -336,9 +339,9 @@ def _read(cls: type[_E], prefix: str) -> _E:
     for distribution in distributions:
         for path in distribution.paths:
             groups.setdefault(path, distribution.group)
-    for path in [path for path in files if path.endswith(".pyc") and path not in groups]:
+    for path in [path for path in files.of_kind(Kind.FILE) if path.endswith(".pyc") and path not in groups]:
         owner = groups.get(source_of_pyc(path))
-        if owner is not None and files[path].kind is Kind.FILE:
+        if owner is not None:
             groups[path] = owner
     editable, telling = find_editables(prefix, site_packages, files, earlier)
     return cls(
@@ -421,27 +424,23 @@ def _previously_left_out(prefix: str) -> dict[str, str]:
     return paths
 
 
-def _site_packages(records: Iterable[Record], files: dict[str, DiskFile]) -> tuple[str, ...]:
+def _site_packages(records: Iterable[Record], files: Files) -> tuple[str, ...]:
     stated = [record.site_packages_path for record in records if record.site_packages_path]
     if stated:
         return tuple(path for path in stated if path in files)
     return tuple(
         path
-        for path, file in files.items()
-        if file.kind is Kind.DIRECTORY
-        and fnmatch.fnmatchcase(path, "lib/python*/site-packages")
-        and path.count("/") == 2
+        for path in files.of_kind(Kind.DIRECTORY)
+        if fnmatch.fnmatchcase(path, "lib/python*/site-packages") and path.count("/") == 2
     )
 
 
 def _distributions(
-    prefix: str, site_packages: Iterable[str], files: dict[str, DiskFile], groups: dict[str, Group]
+    prefix: str, site_packages: Iterable[str], files: Files, groups: dict[str, Group]
 ) -> Iterator[Distribution]:
     roots = set(site_packages)
     folders = sorted(
-        path
-        for path, file in files.items()
-        if path.endswith(".dist-info") and file.kind is Kind.DIRECTORY and os.path.dirname(path) in roots
+        path for path in files.of_kind(Kind.DIRECTORY) if path.endswith(".dist-info") and os.path.dirname(path) in roots
     )
     for folder in folders:
         record_path = f"{folder}/RECORD"

@@ -9,7 +9,7 @@ import re
 import struct
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from fastpack._place_py import Mismatch, Stated, with_pad
 from fastpack.along import brought_to
 from fastpack.environment import Environment, source_of_pyc
 from fastpack.fs import resolve
+from fastpack.listing import Files
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
 from fastpack.native import kernel, marshal
 from fastpack.parallel import Scratch, ordered_map
@@ -98,10 +99,19 @@ class Examination:
     """The planning pass's results, by path."""
 
     prefixes: Prefixes
-    files: dict[str, Examined] = field(default_factory=dict)
+    listed: Files
+    excluded: Collection[str]
+    files: dict[str, Examined] = field(default_factory=dict)  # but for those that are `UNTOUCHED`
     pyc: dict[str, str] = field(default_factory=dict)  # path -> PycAction
     forced_mtimes: dict[str, int] = field(default_factory=dict)  # source -> what its proven .pyc says
     pyc_counts: Counter[str] = field(default_factory=Counter)
+
+    def of(self, path: str) -> Examined | None:
+        """The result for a file; None if there is no file of that path, or it is excluded."""
+        found = self.files.get(path)
+        if found is None and path in self.listed and path not in self.excluded:
+            return UNTOUCHED if self.listed[path].kind is Kind.FILE else None
+        return found
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -130,23 +140,22 @@ def examine(
     unique = {path: place for path, place in brought.items() if prefix_is_unique or is_unique(path)}
     prefixes = Prefixes(paths, prefix_is_unique or None, unique)
     telling = Prefixes(paths, prefix_is_unique or None, brought)
-    result = Examination(prefixes)
     excluded = env.excluded()
+    result = Examination(prefixes, env.files, excluded)
     untouchable = frozenset().union(*(distribution.untouchable for distribution in env.distributions))
     linked = _linked_elsewhere(env, prefixes)
     record_files = {record.path for record in env.records}
     pip_records = {f"{distribution.folder}/RECORD" for distribution in env.distributions}
-    todo = [
-        file
-        for file in env.files.values()
-        if file.kind is Kind.FILE
-        and file.path not in record_files
-        and file.path not in pip_records
-        and file.path not in excluded
-    ]
+    others = excluded.keys() | record_files | pip_records
+    plain, todo = _split(env, others, untouchable)
 
     with open_folder(env.prefix) as folder:
         facts = _Facts(env, prefixes, telling, untouchable, _slots(env, prefixes), linked, verify_source, folder)
+        # Most files of an environment name no prefix, and need no closer look.
+        runs = [plain.part(run) for run in _runs(plain.sizes)]
+        for part, odd in zip(runs, ordered_map(functools.partial(_naming, facts), runs, threads), strict=True):
+            todo += [env.files[path] for path in odd]
+            progress(sum(part.sizes), "")
         chunks = list(_chunks(todo))
         run = functools.partial(_examine_many, facts)
         for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
@@ -159,19 +168,60 @@ def examine(
     return result
 
 
-def _chunks(files: Sequence[DiskFile], whole: bool = False) -> Iterator[list[DiskFile]]:
+class _Unknown(NamedTuple):
+    """Small files that nobody knows anything of, in columns: it is enough to see whether they name the prefix."""
+
+    paths: list[str]
+    modes: array[int]
+    sizes: array[int]
+    mtimes: array[int]
+
+    def part(self, run: slice) -> _Unknown:
+        """Some of them."""
+        return _Unknown(self.paths[run], self.modes[run], self.sizes[run], self.mtimes[run])
+
+
+def _split(env: Environment, others: Set[str], untouchable: frozenset[str]) -> tuple[_Unknown, list[DiskFile]]:
+    """The regular files but for `others`: those that nobody knows anything of, and the rest."""
+    files = env.files
+    known = env.entries.keys() | env.recorded.keys() | untouchable
+    known.update(env.telling if env.brought else ())
+    known |= others
+    sizes = files.column("n_bytes")
+    chosen = [
+        kind is Kind.FILE and n_bytes <= _SMALL and path not in known and not path.endswith(_WITH_FORM)
+        for path, kind, n_bytes in zip(files.paths, files.kinds, sizes, strict=True)
+    ]
+    todo = [
+        files[path]
+        for path, kind, is_chosen in zip(files.paths, files.kinds, chosen, strict=True)
+        if kind is Kind.FILE and not is_chosen and path not in others
+    ]
+    columns = (files.column("mode"), sizes, files.column("mtime_ns"))
+    arrays = (array("q", itertools.compress(column, chosen)) for column in columns)
+    return _Unknown(list(itertools.compress(files.paths, chosen)), *arrays), todo
+
+
+#: Files that have an archive form whatever they name.
+_WITH_FORM = (".pyc", "conda-meta/history", "direct_url.json")
+
+
+def _chunks(files: Sequence[DiskFile], whole: bool = False) -> Iterator[Sequence[DiskFile]]:
     """Files to be looked at together; `whole`: large ones are read, too."""
-    chunk: list[DiskFile] = []
-    n_bytes = 0
-    for file in files:
-        size = file.n_bytes if whole or file.n_bytes <= _SMALL else 0
-        if len(chunk) == _CHUNK or (chunk and n_bytes + size > _CHUNK_BYTES):
-            yield chunk
-            chunk, n_bytes = [], 0
-        chunk.append(file)
+    sizes = [file.n_bytes if whole or file.n_bytes <= _SMALL else 0 for file in files]
+    return (files[run] for run in _runs(sizes))
+
+
+def _runs(sizes: Sequence[int]) -> Iterator[slice]:
+    """Runs of files of these sizes that are read together."""
+    start = n_bytes = 0
+    for index, size in enumerate(sizes):
+        if index - start == _CHUNK or (index > start and n_bytes + size > _CHUNK_BYTES):
+            yield slice(start, index)
+            start, n_bytes = index, 0
         n_bytes += size
-    if chunk:
-        yield chunk
+    if start < len(sizes):
+        yield slice(start, len(sizes))
 
 
 def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined) -> Examined:
@@ -262,8 +312,7 @@ class _Facts:
 
 
 def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
-    links = {path: file.target for path, file in env.files.items() if file.kind is Kind.LINK}
-    targets, _ = link_targets(links, prefixes)
+    targets, _ = link_targets(env.files.targets, prefixes)
     found = ((path, resolve(path, target, targets)) for path, target in targets.items())
     return frozenset(end for path, end in found if end and os.path.dirname(end) != os.path.dirname(path))
 
@@ -273,11 +322,10 @@ _PROVEN = Examined(Verdict.PROVEN)
 
 
 def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[str, Examined]]:
-    """Most files of an environment are the package's own, or name no prefix: these are read and judged in one batch."""
+    """Most files of packages are as they were installed: these are read and judged in one batch."""
     env = facts.env
     found: dict[str, Examined] = {}
     named: list[tuple[DiskFile, str]] = []  # managed, and the sha256 that proves them
-    plain: list[DiskFile] = []  # unmanaged
     pycs: list[tuple[DiskFile, Verdict]] = []
     for file in files:
         path = file.path
@@ -299,20 +347,25 @@ def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[st
                 pycs.append((file, Verdict.UNMANAGED))
         elif path in facts.untouchable:
             found[path] = UNTOUCHED  # not even opened: most files of a GPU environment
-        elif file.n_bytes <= _SMALL:
-            plain.append(file)
     _judge_pycs(facts, pycs, found)
     _judge_named(facts, named, found)
-    _judge_plain(facts, plain, found)
     return [(file.path, found.get(file.path) or _examine_file(facts, file)) for file in files]
 
 
-def _read_whole(facts: _Facts, files: Sequence[DiskFile]) -> tuple[memoryview, list[int]]:
+def _read_whole(facts: _Facts, files: Sequence[DiskFile]) -> tuple[memoryview, array[int]]:
     """Files one behind the other: (all their bytes, where each begins, and where the last one ends)."""
-    lengths = [file.n_bytes for file in files]
-    starts = list(itertools.accumulate(lengths, initial=0))
+    names = [file.outside or file.path for file in files]
+    sizes, mtimes = array("q", [file.n_bytes for file in files]), array("q", [file.mtime_ns for file in files])
+    return _read_names(facts, names, sizes, mtimes)
+
+
+def _read_names(
+    facts: _Facts, names: list[str], sizes: array[int], mtimes: array[int]
+) -> tuple[memoryview, array[int]]:
+    starts = array("q", itertools.accumulate(sizes, initial=0))
     out = _scratch.view(starts[-1])
-    read_many(facts.folder, facts.env.prefix, files, [0] * len(files), lengths, starts[:-1], out)
+    offsets = array("q", bytes(8 * len(sizes)))
+    read_many(facts.folder, facts.env.prefix, names, sizes, mtimes, offsets, sizes, starts[:-1], out)
     return out, starts
 
 
@@ -355,16 +408,17 @@ def _examined_pyc(verdict: Verdict, header: bytes, replaced: Iterable[tuple[int,
     return Examined(verdict, form, pyc_header=header, understood=replaced is not None)
 
 
-def _judge_plain(facts: _Facts, files: Sequence[DiskFile], found: dict[str, Examined]) -> None:
-    """Unmanaged files that name no prefix in any way."""
-    data, starts = _read_whole(facts, files)
-    lengths = array("q", [file.n_bytes for file in files])
-    naming = kernel.find_any(data, array("q", starts[:-1]), lengths, facts.needles)
-    for file, start, names in zip(files, starts, naming, strict=False):
-        script = file.mode & 0o111 and bytes(data[start : start + 2]) == b"#!"
-        # History and direct_url.json have an archive form whatever they name.
-        if not names and not script and not file.path.endswith(("conda-meta/history", "direct_url.json")):
-            found[file.path] = UNTOUCHED
+def _naming(facts: _Facts, files: _Unknown) -> list[str]:
+    """Those of some files that name a prefix in any way, and scripts."""
+    names, outside = files.paths, facts.env.files.outside
+    if outside:
+        names = [outside.get(name, name) for name in names]
+    data, starts = _read_names(facts, names, files.sizes, files.mtimes)
+    naming = kernel.find_any(data, starts[:-1], files.sizes, facts.needles)
+    for index, mode in enumerate(files.modes):
+        if mode & 0o111 and data[starts[index] : starts[index] + 2].tobytes() == b"#!":
+            naming[index] = True
+    return list(itertools.compress(files.paths, naming))
 
 
 def _examine_file(facts: _Facts, file: DiskFile) -> Examined:
@@ -594,7 +648,7 @@ def _decide_pycs(env: Environment, result: Examination, leave_out: bool) -> None
     pycs = [(path, found, source_of_pyc(path)) for path, found in files.items() if path.endswith(".pyc")]
     for _, examined, source in pycs:
         stated = _timestamp(examined.pyc_header) if examined.verdict is Verdict.PROVEN else None
-        found = files.get(source)
+        found = None if stated is None else result.of(source)
         if stated is None or found is None:
             continue
         if found.verdict in unchanged and not found.form.relocations and not found.form.edits:
@@ -603,10 +657,11 @@ def _decide_pycs(env: Environment, result: Examination, leave_out: bool) -> None
         result.forced_mtimes.clear()
     counts: list[str] = []
     for path, examined, source in pycs:
-        if leave_out and ("__pycache__/" in path or source in files):
+        found = result.of(source)
+        if leave_out and ("__pycache__/" in path or found is not None):
             result.pyc[path] = PycAction.LEAVE_OUT
             continue
-        result.pyc[path], count = _decide_pyc(env, path, examined, source, files.get(source))
+        result.pyc[path], count = _decide_pyc(env, path, examined, source, found)
         counts.append(count)
         if count == _WITHOUT_SOURCE and examined.verdict is Verdict.UNMANAGED and _timestamp(examined.pyc_header):
             # Nobody will ask when its source was changed: that is an accident.

@@ -24,7 +24,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 from fastpack import container, pagecache
 from fastpack._batch_py import CLONED
 from fastpack._place_py import EPOCH_2000, content_mtime
-from fastpack.building import Data, PlainFrame
+from fastpack.building import SPAN, Data, PlainFrame
 from fastpack.codec import CODECS, Codec
 from fastpack.destination import Destination
 from fastpack.errors import FastpackError, NoSpace, UsageError
@@ -32,9 +32,10 @@ from fastpack.extracting import finish_directories, make_directories, make_links
 from fastpack.frames import Locator, trailer
 from fastpack.fs import Output, explain_os_error, new_file
 from fastpack.manifest import MANIFEST, Manifest, Member
+from fastpack.members import Planned
 from fastpack.model import MANIFEST_FORMAT, Kind
 from fastpack.native import CANNOT_SHARE, batch
-from fastpack.plan import Plan, Planned
+from fastpack.plan import Plan
 from fastpack.reading import changed
 
 #: Files of a directory that are reflinked, where the file system can; for smaller ones a copy costs less.
@@ -219,7 +220,7 @@ class Parcel(Tar):
 
 
 #: No time that follows from a member's bytes is later than this (2020).
-_LATEST = EPOCH_2000 + 2 * 315576000
+_LATEST = EPOCH_2000 + 2 * SPAN
 
 
 class Squashfs:
@@ -269,7 +270,7 @@ class Squashfs:
                 "-root-mode", "755", *compression,
             ]  # fmt: skip
             # The time of the file system and of its root; no member has a later one, which would become this.
-            latest = max(_LATEST, *(member.mtime or 0 for member in job.plan.members))
+            latest = max(_LATEST, *(member.mtime or 0 for member in job.plan.members.others.values()))
             environment = {**os.environ, "SOURCE_DATE_EPOCH": str(latest)}
             broken = False
             with (

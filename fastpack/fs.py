@@ -1,107 +1,25 @@
-"""The file system: walk, modes, safe names, atomic replacement, exchange of directories, locks."""
+"""The file system: modes, safe names, atomic replacement, exchange of directories, locks."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import fcntl
-import functools
 import io
-import itertools
 import os
 import secrets
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from fastpack import pagecache
-from fastpack._batch_py import LISTED
-from fastpack.errors import AlreadyExists, ChangedWhileRead, FastpackError, NoSpace, PrefixTooLong, Unreadable
-from fastpack.model import DiskFile, Kind
-from fastpack.native import batch
-from fastpack.parallel import default_threads, ordered_map, side_by_side
+from fastpack.errors import AlreadyExists, FastpackError, NoSpace, PrefixTooLong, Unreadable
+from fastpack.parallel import default_threads, side_by_side
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _PARTIAL = ".fastpack-partial-"
-
-
-def walk(
-    root: str, skip: frozenset[str] = frozenset(), threads: int = 1, into: Callable[[str], bool] = lambda path: True
-) -> Iterator[DiskFile]:
-    """Everything below a directory, level by level, sorted by name in each directory, links not followed.
-
-    Names are str by surrogateescape, relative to `root`. `skip` names what is left out directly in `root`, `into` says
-    which directories are looked into.
-    Sockets, FIFOs and devices are given as `Kind.FILE` with their own mode bits: the caller decides.
-
-    Raises
-    ------
-    Unreadable, ChangedWhileRead : a directory that may not be listed, or that changed meanwhile.
-    """
-    level = [""]
-    while level:
-        runs = [level[start : start + _RUN] for start in range(0, len(level), _RUN)]
-        level = []
-        for found in ordered_map(functools.partial(_list_many, root), runs, threads):
-            if skip:
-                found = [file for file in found if file.path not in skip]  # noqa: PLW2901
-                skip = frozenset()
-            yield from found
-            level += [file.path for file in found if file.kind is Kind.DIRECTORY and into(file.path)]
-
-
-#: Directories that a thread lists at once.
-_RUN = 64
-
-
-def _list_many(root: str, folders: Sequence[str]) -> list[DiskFile]:
-    return [file for folder in folders for file in _list(root, folder)]
-
-
-def _list(root: str, folder: str) -> Iterator[DiskFile]:
-    """What is in one directory."""
-    full = os.path.join(root, folder)
-    try:
-        descriptor = os.open(full, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW * bool(folder) | os.O_CLOEXEC)
-        try:
-            names, numbers = batch.list_folder(descriptor)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        raise ChangedWhileRead(
-            "a file vanished while the directory was listed", path=os.path.join(full, error.filename or ""),
-            hint="let nothing write to it and run it again",
-        ) from None  # fmt: skip
-    except OSError as error:
-        raise Unreadable(f"the directory cannot be listed ({error.strerror})", path=full) from None
-    paths = [f"{folder}/{name}" for name in names] if folder else names
-    columns = [numbers[k :: len(LISTED)] for k in range(len(LISTED))]
-    kinds = [_KINDS.get(mode & 0o170000, Kind.FILE) for mode in columns[0]]
-    targets = [""] * len(paths)
-    if Kind.LINK in kinds:
-        targets = [_target(root, path, kind) for path, kind in zip(paths, kinds, strict=True)]
-    return map(_AS_ROW, zip(paths, kinds, targets, *columns, itertools.repeat("")))
-
-
-_KINDS = {stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.LINK}
-#: `DiskFile._make` without its Python: 0.1 instead of 0.4 µs for a file.
-_AS_ROW = functools.partial(tuple.__new__, DiskFile)
-
-
-def _target(root: str, path: str, kind: Kind) -> str:
-    """Where a symbolic link leads; "" for anything else."""
-    if kind is not Kind.LINK:
-        return ""
-    try:
-        return os.readlink(os.path.join(root, path))
-    except OSError:
-        raise ChangedWhileRead(
-            "a link changed while the directory was listed", path=os.path.join(root, path),
-            hint="let nothing write to it and run it again",
-        ) from None  # fmt: skip
 
 
 def archive_mode(mode: int, is_directory: bool, private_umask: bool) -> int:
@@ -324,6 +242,10 @@ def free_bytes(folder: str) -> int:
     """Bytes that may still be written to the file system a directory lies on."""
     info = os.statvfs(folder)
     return info.f_bavail * info.f_frsize
+
+
+#: Directories that a thread empties at once.
+_RUN = 64
 
 
 def remove_tree(path: str) -> None:

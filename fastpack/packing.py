@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import time
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 from fastpack import digest
 from fastpack import parcel as parcels
@@ -15,19 +17,20 @@ from fastpack._place_py import ascii_only, check_pad
 from fastpack._version import VERSION
 from fastpack.along import bring_along
 from fastpack.base import Groups, by_group, compare, open_base
-from fastpack.building import Builder, Built, builder
+from fastpack.building import Builder, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.environment import Environment
 from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examine import Examination, PycPolicy, examine
 from fastpack.formats import Directory, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
 from fastpack.fs import check_relative, explain_os_error
-from fastpack.manifest import AS_MEMBER, Frame, Manifest, Member
+from fastpack.manifest import Frame, Manifest, Member, file_lines, member_line
+from fastpack.members import Members
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
-from fastpack.plan import Plan, Planned, make_plan
+from fastpack.plan import Plan, make_plan
 from fastpack.reader import Archive
-from fastpack.stat_table import Known, StatTable, open_table
+from fastpack.stat_table import StatTable, open_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,7 @@ def _plan(
         raise UsageError("no such kind of .pyc files", expected=", ".join(PycPolicy.ALL), found=options.pyc)
     if (rule := check_pad(options.pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
-    total = sum(file.n_bytes for file in env)
+    total = env.files.n_bytes
     seen = 0
 
     def scanned(n_bytes: int, group: str) -> None:
@@ -259,7 +262,7 @@ def _plan(
         symbolic_links=format_.symbolic_links,
         parcel=parcel,
     )
-    not_relocated = [member for member in plan.members if member.not_relocated]
+    not_relocated = [member for member in plan.members.others.values() if member.not_relocated]
     if options.strict and not_relocated:
         raise Unrelocatable(
             f"{len(not_relocated)} members depend on the source prefix; the first: {not_relocated[0].not_relocated}",
@@ -350,7 +353,7 @@ def _write(
     """Write the archive: frames in order, then the manifest and what leads to it."""
     plan = job.plan
     frames: list[Frame] = []
-    members: list[Member] = []
+    rows = ManifestRows(plan.members)
     groups = list(dict.fromkeys(frame.group for frame in plan.frames))
     position = {group: index for index, group in enumerate(groups)}
     slices = b""  # of the large member that is going on
@@ -373,9 +376,10 @@ def _write(
             if planned.stop is not None:
                 slices += found[0]
                 found = [slices]
-            if planned.stop is None or planned.stop == here[0].n_bytes:
-                members += _as_members(here, mtimes, found, position[planned.group])
-                _learn(table, builder, here, mtimes, found, built)
+            if planned.stop is None or planned.stop == here.sizes[0]:
+                rows.add(here, mtimes, found, position[planned.group])
+                if built.was_read:
+                    builder.learn(here, mtimes, built.naming, found)
             done += built.n_bytes
             if built.was_read:
                 work["read"] += built.n_bytes
@@ -384,8 +388,8 @@ def _write(
             work["copied"] += len(built.packed) if built.reused else 0
             n_naming += sum(built.naming)
             progress("pack", done, total, str(planned.group))
-        stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), tuple(members), plan.left_out)
-        stated = replace(stated, raw=stated.to_bytes())
+        stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), rows, plan.left_out)
+        stated = replace(stated, raw=stated.to_bytes(rows.lines))
         archive_id = digest.blake(stated.raw)
         tail_bytes = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
     except OSError as error:
@@ -396,31 +400,50 @@ def _write(
     return _Written(archive_id.hex(), offset + tail_bytes, tail_bytes, stated, frame_groups, n_naming, work)
 
 
-def _as_members(planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], group: int) -> list[Member]:
-    """The manifest's rows of members of one group: `slices` are the digests of their slices."""
-    return [
-        AS_MEMBER(
-            (
-                member.kind, member.path, member.mode, mtime, member.n_bytes, member.target,
-                found if len(found) <= digest.N_BYTES else digest.file_digest(found), group,
-                member.final_mode, member.verdict, member.not_relocated,
-            )
-        )
-        for member, mtime, found in zip(planned, mtimes, slices, strict=True)
-    ]  # fmt: skip
+class ManifestRows(Sequence[Member]):
+    """The manifest's rows of a plan's members, in columns: a row is made when somebody asks for it."""
 
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._mtimes: list[int] = []
+        self._digests: list[bytes] = []
+        self._groups: list[int] = []
+        self.lines: list[bytes] = []  # of the manifest
 
-def _learn(
-    table: StatTable, builder: Builder, planned: Sequence[Planned], mtimes: list[int], slices: list[bytes], built: Built
-) -> None:
-    """Remember whole files that were read."""
-    if not built.was_read:
-        return
-    for member, mtime, found, naming in zip(planned, mtimes, slices, built.naming, strict=True):
-        if member.source is not None and member.kind is Kind.FILE:
-            key = builder.key(member)
-            if key is not None:
-                table.learn(member.source, key, Known(mtime, naming, found))
+    def add(self, members: Members, mtimes: Sequence[int], slices: Sequence[bytes], group: int) -> None:
+        """Add what was learnt of the next ones, all of one group: `slices` are the digests of their slices."""
+        first = len(self)
+        digests = [found if len(found) <= digest.N_BYTES else digest.file_digest(found) for found in slices]
+        self._mtimes += mtimes
+        self._digests += digests
+        self._groups += [group] * len(members)
+        # As they follow one another: files of which there is little to say, and others.
+        start = 0
+        for stop in [*members.others, len(members)]:
+            if start < stop:
+                run = slice(start, stop)
+                times, joined = array("q", mtimes[run]), b"".join(digests[run])
+                modes, sizes, verdicts = members.modes[run], members.sizes[run], members.verdicts[run]
+                self.lines.append(file_lines(members.paths[run], modes, times, sizes, joined, verdicts, group))
+            if stop < len(members):
+                self.lines.append(member_line(self[first + stop]).encode("ascii"))
+            start = stop + 1
+
+    def __len__(self) -> int:
+        return len(self._mtimes)
+
+    @overload
+    def __getitem__(self, index: int) -> Member: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Member]: ...
+    def __getitem__(self, index: int | slice) -> Member | list[Member]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
+        member = self._members[index]
+        return Member(
+            member.kind, member.path, member.mode, self._mtimes[index], member.n_bytes, member.target,
+            self._digests[index], self._groups[index], member.final_mode, member.verdict, member.not_relocated,
+        )  # fmt: skip
 
 
 def _header(plan: Plan, format_: Format, level: int) -> dict[str, object]:
@@ -444,11 +467,13 @@ def _header(plan: Plan, format_: Format, level: int) -> dict[str, object]:
 
 def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> PackReport:
     plan, examination, written = done.plan, done.examination, done.written
-    members, n_naming = written.manifest.members, written.n_naming
-    kinds = Counter(member.kind for member in members)
-    verdicts = Counter(member.verdict for member in members if member.verdict)
+    members, n_naming = plan.members, written.n_naming
+    others = members.others.values()
+    kinds = Counter(member.kind for member in others)
+    kinds[Kind.FILE] += len(members) - len(others)
+    verdicts = Counter(filter(None, members.verdicts))
     relocated = {file.path for file in plan.relocated}
-    verdicts.update(f"{m.verdict} with a prefix" for m in members if m.verdict and m.path in relocated)
+    verdicts.update(f"{m.verdict} with a prefix" for m in others if m.verdict and m.path in relocated)
     warnings = done.warnings
     if n_naming:
         why = "compiled by an unknown Python, or in the code's own text"
@@ -466,7 +491,7 @@ def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> Pack
         n_relocations=sum(len(file.items) for file in plan.relocated),
         n_frames=len(written.manifest.frames),
         n_packages=len(plan.packages),
-        source_bytes=sum(file.n_bytes for file in plan.environment if file.kind is Kind.FILE),
+        source_bytes=plan.environment.files.n_bytes,
         archive_bytes=os.stat(output).st_size if os.path.isfile(output) else written.archive_bytes,
         base=done.base,
         groups=compare(done.base_groups, written.groups()),
@@ -477,7 +502,7 @@ def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> Pack
         pyc=dict(sorted({**examination.pyc_counts, "naming the source prefix": n_naming}.items())),
         left_out=dict(sorted(Counter(why.split(",")[0] for _, why in plan.left_out).items())),
         not_relocated=tuple(
-            {"path": member.path, "why": member.not_relocated} for member in members if member.not_relocated
+            {"path": member.path, "why": member.not_relocated} for member in others if member.not_relocated
         ),
         limited=tuple({"path": f.path, "longest_prefix": f.room} for f in plan.relocated if f.room is not None),
         requires=plan.requires,

@@ -49,7 +49,8 @@ def source_prefixes(env: Environment) -> list[str]:
 def _named_prefixes(env: Environment) -> list[str]:
     """Prefixes that scripts' first lines and history name, the most frequent first."""
     candidates: Counter[str] = Counter()
-    for path, file in env.files.items():
+    for path in [path for path in env.files if path.startswith(("bin/", "conda-meta/"))]:
+        file = env.files[path]
         if path == "conda-meta/history" and file.kind is Kind.FILE:
             with open_source(env.prefix, file) as (_, pread):
                 text = pread(file.n_bytes, 0)

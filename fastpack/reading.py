@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -87,7 +86,9 @@ def open_folder(prefix: str) -> Iterator[int]:
 def read_many(
     folder: int,
     prefix: str,
-    files: Sequence[DiskFile],
+    names: list[str],
+    sizes: Sequence[int],
+    mtimes: Sequence[int],
     offsets: Sequence[int],
     lengths: Sequence[int],
     starts: Sequence[int],
@@ -98,6 +99,8 @@ def read_many(
     Parameters
     ----------
     folder : the prefix, opened.
+    names : of the files, from there; what follows are tables as `batch.read_files` takes them.
+    sizes, mtimes : what each was listed with.
     offsets, lengths : what of each file, in bytes.
     starts : where in `out` it goes.
 
@@ -105,19 +108,10 @@ def read_many(
     ------
     Unreadable, ChangedWhileRead
     """
-    failed = batch.read_files(
-        folder,
-        [file.outside or file.path for file in files],
-        array("q", [file.n_bytes for file in files]),
-        array("q", [file.mtime_ns for file in files]),
-        array("q", offsets),
-        array("q", starts),
-        array("q", lengths),
-        out,
-    )
+    failed = batch.read_files(folder, names, sizes, mtimes, offsets, starts, lengths, out)
     if failed:
         index, code = failed[0]
-        path = os.path.join(prefix, files[index].outside or files[index].path)
+        path = os.path.join(prefix, names[index])
         if code in (CHANGED, errno.ELOOP):
             raise changed(path, "changed")
         if code in (errno.ENOENT, errno.ENOTDIR):

@@ -34,6 +34,7 @@ from fastpack.errors import AlreadyExists, Unreadable, UsageError
 from fastpack.examine import examine
 from fastpack.fs import explain_os_error, remove_tree
 from fastpack.installed import read_installed
+from fastpack.listing import Files
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
 from fastpack.reading import open_source
@@ -261,7 +262,7 @@ def _new_files(
             subset.update((path, env.files[path]) for path in distribution.paths if path in recorded)
     some = replace(
         env,
-        files=subset,
+        files=Files.of(subset.values()),
         entries={path: entry for path, entry in env.entries.items() if path in subset},
         distributions=tuple(d for d in env.distributions if f"{d.folder}/RECORD" in subset),
         earlier_prefixes=(prefix, *env.earlier_prefixes),

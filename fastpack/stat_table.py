@@ -12,18 +12,18 @@ These tables lie in the user's cache directory and never in an archive. If one i
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import socket
 import struct
 import time
 from array import array
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from fastpack import digest
 from fastpack._batch_py import LISTED
-from fastpack.model import DiskFile
 from fastpack.native import batch
 from fastpack.parallel import ordered_map
 
@@ -31,10 +31,13 @@ from fastpack.parallel import ordered_map
 SETTLED = 2_000_000_000
 #: Tables that are kept, those used last: one for each environment.
 _KEPT = 20
-_MAGIC = b"fpstat1\n"
-#: Bytes of what the system says of a file, and of a row's own numbers: mtime in the archive, whether it names a prefix,
-#: bytes of its digests.
-_STATED, _OWN = struct.Struct("<5q"), struct.Struct("<3q")
+_MAGIC = b"fpstat2\n"
+#: What a file has to have still.
+STATED = ("n_bytes", "mtime_ns", "ctime_ns", "inode", "device")
+#: Bytes of that.
+_STATED = 8 * len(STATED)
+#: Of each column.
+_LENGTHS = struct.Struct("<7Q")
 #: Bytes of the digest that stands for how a file is brought into archive form.
 _KEY = 16
 AS_ON_DISK = bytes(_KEY)
@@ -46,6 +49,18 @@ class Known(NamedTuple):
     mtime: int  # in the archive, in seconds
     naming: bool  # a .pyc that names the source prefix
     slices: bytes  # the digests of its slices in archive form, one behind the other
+
+
+class _Learnt(NamedTuple):
+    """What was learnt of some files: columns as they are kept."""
+
+    stated: bytes  # what the system said of each
+    keys: bytes
+    mtimes: bytes
+    naming: bytes
+    lengths: bytes  # of `slices`, in bytes
+    paths: bytes  # each with a NUL
+    slices: bytes
 
 
 class _Row(NamedTuple):
@@ -60,27 +75,51 @@ class StatTable:
     def __init__(self, path: str | None, rows: dict[str, _Row]) -> None:
         self._path = path
         self._rows = rows
-        self._learnt: dict[str, tuple[DiskFile, bytes, Known]] = {}
+        self._learnt: list[_Learnt] = []
+        self._found: dict[str, _Row] = {}
         self._settled_before = time.time_ns() - SETTLED
 
-    def known(self, file: DiskFile, key: bytes) -> Known | None:
-        """What is known of a file; None if it may have changed, or is brought into archive form in another way."""
-        row = self._rows.get(file.path)
-        if row is None or row.key != key or row.stated != _STATED.pack(*_stated(file)):
+    def known(self, path: str, stated: bytes, key: bytes) -> Known | None:
+        """What is known of a file; None if it may have changed, or is brought into archive form in another way.
+
+        Parameters
+        ----------
+        stated : what the system says of it: numbers of 64 bits, see `STATED`.
+        """
+        row = self._rows.get(path)
+        if row is None or row.key != key or row.stated != stated:
             return None
-        self._learnt[file.path] = file, key, row.known
+        self._found[path] = row
         return row.known
 
-    def learn(self, file: DiskFile, key: bytes, known: Known) -> None:
-        """Remember what a file had when it was read, if it has been left alone for long enough."""
-        if file.mtime_ns < self._settled_before > file.ctime_ns:
-            self._learnt[file.path] = file, key, known
+    def learn(
+        self, paths: Sequence[str], stated: bytes, changed: Sequence[int], keys: Sequence[bytes | None],
+        mtimes: Sequence[int], naming: Sequence[bool], slices: Sequence[bytes],
+    ) -> None:  # fmt: skip
+        """Remember what files had when they were read: those that have been left alone for long enough, and whose way
+        into archive form is known.
+
+        Parameters
+        ----------
+        stated : what the system says of each, see `known`.
+        changed : when each was changed, in nanoseconds: the later one of mtime and ctime.
+        """
+        columns: list[Any] = [paths, keys, mtimes, naming, slices]
+        if None in keys or max(changed, default=0) >= self._settled_before:
+            before = self._settled_before
+            kept = [key is not None and time < before for key, time in zip(keys, changed, strict=True)]
+            columns = [list(itertools.compress(column, kept)) for column in columns]
+            stated = b"".join(itertools.compress(_pieces(stated, _STATED), kept))
+        self._learnt.append(_as_learnt(stated, *columns))
 
     def save(self) -> None:
         """Keep what was learnt for the next pack. A directory that cannot be written is no reason to fail."""
         if self._path is None:
             return
-        _keep(self._path, _to_bytes(self._learnt))
+        rows = self._found.values()
+        known = zip(*[row.known for row in rows], strict=True) if rows else ((),) * 3
+        found = _as_learnt(b"".join([row.stated for row in rows]), list(self._found), [row.key for row in rows], *known)
+        _keep(self._path, _to_bytes([found, *self._learnt]))
 
 
 def open_table(prefix: str, trusted: bool = True) -> StatTable:
@@ -113,7 +152,7 @@ def _place(kind: str, prefix: str) -> str | None:
     return os.path.join(home, "fastpack", kind, name)
 
 
-def _keep(path: str, data: bytes) -> None:
+def _keep(path: str, parts: Iterable[bytes]) -> None:
     """Write a table. A directory that cannot be written is no reason to fail."""
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
@@ -121,7 +160,7 @@ def _keep(path: str, data: bytes) -> None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(data)
+                file.writelines(parts)
             os.rename(temporary, path)
         except BaseException:
             if os.path.lexists(temporary):
@@ -132,24 +171,28 @@ def _keep(path: str, data: bytes) -> None:
         pass
 
 
-def _stated(file: DiskFile) -> tuple[int, int, int, int, int]:
-    return file.n_bytes, file.mtime_ns, file.ctime_ns, file.inode, file.device
+def _as_learnt(
+    stated: bytes, paths: Sequence[str], keys: Sequence[bytes], mtimes: Sequence[int], naming: Sequence[bool],
+    slices: Sequence[bytes],
+) -> _Learnt:  # fmt: skip
+    return _Learnt(
+        stated, b"".join(keys), array("q", mtimes).tobytes(), bytes(naming), array("q", map(len, slices)).tobytes(),
+        os.fsencode("\0".join([*paths, ""])), b"".join(slices),
+    )  # fmt: skip
 
 
-def _to_bytes(rows: dict[str, tuple[DiskFile, bytes, Known]]) -> bytes:
-    """Magic, BLAKE3 of the rest, lengths; then columns: stated, keys, own numbers, paths (each with a NUL), digests."""
-    found = rows.values()
-    stated = [number for file, _, _ in found for number in _stated(file)]
-    own = [number for _, _, known in found for number in (known.mtime, known.naming, len(known.slices))]
-    columns = [
-        struct.pack(f"<{len(stated)}q", *stated),
-        b"".join([key for _, key, _ in found]),
-        struct.pack(f"<{len(own)}q", *own),
-        os.fsencode("\0".join([*rows, ""])),
-        b"".join([known.slices for _, _, known in found]),
-    ]
-    rest = b"".join([struct.pack("<5Q", *map(len, columns)), *columns])
-    return _MAGIC + digest.blake(rest) + rest
+def _to_bytes(learnt: Sequence[_Learnt]) -> list[bytes]:
+    """Magic, BLAKE3 of the rest, lengths of columns, and these. Where a path is there twice, the last one counts."""
+    columns = list(map(b"".join, zip(*learnt, strict=True)))
+    parts = [_LENGTHS.pack(*map(len, columns)), *columns]
+    hasher = digest.hasher()
+    for part in parts:
+        hasher.update(part)
+    return [_MAGIC, hasher.digest(), *parts]
+
+
+def _pieces(data: bytes, n_bytes: int) -> Iterator[bytes]:
+    return (data[at : at + n_bytes] for at in range(0, len(data), n_bytes))
 
 
 def _from_bytes(data: bytes) -> dict[str, _Row]:
@@ -158,18 +201,19 @@ def _from_bytes(data: bytes) -> dict[str, _Row]:
     if data[: len(_MAGIC)] != _MAGIC or digest.blake(view[start:]) != data[len(_MAGIC) : start]:
         raise ValueError("no such table")
     columns = []
-    lengths = struct.unpack_from("<5Q", data, start)
-    start += 40
-    for length in lengths:
+    start += _LENGTHS.size
+    for length in _LENGTHS.unpack_from(data, start - _LENGTHS.size):
         columns.append(data[start : start + length])
         start += length
-    stated, keys, own, paths, slices = columns
+    stated, keys, mtimes, naming, lengths, paths, slices = columns
     rows = {}
     at = 0
-    numbers = zip(os.fsdecode(paths).split("\0"), _OWN.iter_unpack(own), strict=False)
-    for k, (path, (mtime, naming, length)) in enumerate(numbers):
-        known = Known(mtime, bool(naming), slices[at : at + length])
-        rows[path] = _Row(stated[_STATED.size * k : _STATED.size * (k + 1)], keys[_KEY * k : _KEY * (k + 1)], known)
+    numbers = zip(
+        os.fsdecode(paths).split("\0"), _pieces(stated, _STATED), _pieces(keys, _KEY), array("q", mtimes), naming,
+        array("q", lengths), strict=False,
+    )  # fmt: skip
+    for path, row, key, mtime, names, length in numbers:
+        rows[path] = _Row(row, key, Known(mtime, bool(names), slices[at : at + length]))
         at += length
     return rows
 
@@ -234,7 +278,7 @@ def remember_frames(root: str, destination: str, archive_id: str, frames: Sequen
         return
     time.sleep(max(0, wait) / 1e9)
     rest = b"".join([bytes.fromhex(archive_id), *seen])
-    _keep(path, _FRAMES_MAGIC + digest.blake(rest) + rest)
+    _keep(path, [_FRAMES_MAGIC, digest.blake(rest), rest])
 
 
 class SeenFrames:

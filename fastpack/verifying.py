@@ -31,8 +31,9 @@ from fastpack.errors import (
     Unreadable,
 )
 from fastpack.frames import trailer
-from fastpack.fs import leads_out, walk
+from fastpack.fs import leads_out
 from fastpack.installed import read_installed, same_place
+from fastpack.listing import walk
 from fastpack.manifest import MANIFEST, Manifest, Member
 from fastpack.model import Kind, Progress, Verdict, VerifyReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map

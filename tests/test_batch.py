@@ -223,6 +223,50 @@ def test_names_may_be_text(batch: ModuleType, tmp_path: Path, folder: int) -> No
     assert blocks[0] == blocks[1]
 
 
+@BOTH
+def test_names_in_many_folders(batch: ModuleType, tmp_path: Path, folder: int) -> None:
+    """The native one looks a folder up once for names that follow one another."""
+    os.makedirs(tmp_path / "a/b/c")
+    os.makedirs(tmp_path / "ab")
+    os.symlink("ab", tmp_path / "link")
+    names = ["a/b/x", "a/b/y", "a/b/c/x", "a/b/z", "top", "ab/x", "link/x", "a/gone/x", "a/b/gone", "a/b/c/x", "ab/x"]
+    for name in set(names) - {"link/x", "a/gone/x", "a/b/gone"}:
+        (tmp_path / name).write_text(f"{name:8}")
+        os.utime(tmp_path / name, ns=(1, 1))
+    one, count = table(*[8] * len(names)), len(names)
+    starts, out = table(*range(0, 8 * count, 8)), bytearray(8 * count)
+    failed = batch.read_files(folder, names, one, table(*[1] * count), table(*[0] * count), starts, one, out)
+    assert failed == [(names.index("a/gone/x"), errno.ENOENT), (names.index("a/b/gone"), errno.ENOENT)]
+    for k, name in enumerate(names):
+        if k not in dict(failed):
+            assert out[8 * k : 8 * k + 8].decode().rstrip() == name.replace("link", "ab")
+
+
+numbers = st.integers(0, 2**63 - 1)
+quoted = st.text(st.characters(codec="ascii", exclude_characters="\0"))
+
+
+@given(st.lists(st.tuples(quoted, numbers, numbers, numbers, st.binary(min_size=32, max_size=32), quoted)), numbers)
+def test_lines_of_a_manifest(rows: list[tuple[str, int, int, int, bytes, str]], group: int) -> None:
+    names, modes, mtimes, sizes, digests, ends = map(list, zip(*rows, strict=True)) if rows else ([],) * 6
+    columns = (names, table(*modes), table(*mtimes), group % 2**31, table(*sizes), b"".join(digests), ends)
+    assert _batch.file_lines(*columns) == _batch_py.file_lines(*columns)
+
+
+@BOTH
+def test_lines_of_a_manifest_are_checked(batch: ModuleType) -> None:
+    one = table(1)
+    for columns in (
+        (["a"], one, one, 0, one, bytes(31), [""]), (["a"], one, one, 0, one, bytes(32), []),
+        (["a"], table(), one, 0, one, bytes(32), [""]), (["a"], one, table(), 0, one, bytes(32), [""]),
+        (["a"], one, one, 0, table(), bytes(32), [""]), (["a"], table(-1), one, 0, one, bytes(32), [""]),
+        (["a"], one, table(-1), 0, one, bytes(32), [""]), (["a"], one, one, 0, table(-1), bytes(32), [""]),
+        (["a"], one, one, -1, one, bytes(32), [""]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="different lengths|negative"):
+            batch.file_lines(*columns)
+
+
 # --- files shared by two directories
 
 LATER = (1 << 63) - 1

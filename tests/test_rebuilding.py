@@ -18,8 +18,8 @@ import fastpack
 from fastpack import errors, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
-from fastpack.fs import walk
 from fastpack.installed import read_installed
+from fastpack.listing import walk
 from fastpack.manifest import Member
 from fastpack.reader import Segment, lay_out, open_archive
 from fastpack.stat_table import FrameFiles, SeenFrames, tells_changes

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fastpack
-from fastpack import _batch_py, errors, fs
+from fastpack import _batch_py, errors, listing
 from fastpack.environment import Environment
 from fastpack.examine import examine, source_prefixes
 from fastpack.made_prefix import MadeFile, MadePackage, install
@@ -276,7 +276,7 @@ def test_a_vanishing_file_has_its_exit_code(made: str, monkeypatch: pytest.Monke
             Path(made, "share/app/gone").unlink()
         return names
 
-    monkeypatch.setattr(fs, "batch", _batch_py)  # the native one cannot be stopped between listing and asking
+    monkeypatch.setattr(listing, "batch", _batch_py)  # the native one cannot be stopped between listing and asking
     monkeypatch.setattr(os, "listdir", vanishing)
     with pytest.raises(errors.ChangedWhileRead):
         Environment.from_prefix(made)

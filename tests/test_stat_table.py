@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 import fastpack
 from fastpack import stat_table
-from fastpack.fs import walk
+from fastpack.listing import walk
 from fastpack.made_prefix import MadeFile, MadePackage, install
-from fastpack.stat_table import AS_ON_DISK, Known, open_table, tells_changes
+from fastpack.model import DiskFile
+from fastpack.stat_table import AS_ON_DISK, STATED, Known, open_table, tells_changes
 from tests.conftest import app_package
 from tests.test_base import edit, edits
 from tests.test_environment import dist, write
@@ -175,6 +176,10 @@ def test_other_options_find_other_ways_into_the_archive(packed: tuple[str, str])
         assert found == wanted
 
 
+def as_stated(file: DiskFile) -> bytes:
+    return struct.pack("<5q", *(getattr(file, name) for name in STATED))
+
+
 def test_rows_survive_being_written(made: str) -> None:
     write(made, os.fsdecode(b"share/\xff \xc3\xa9"), b"x")
     table = open_table(made)
@@ -182,17 +187,28 @@ def test_rows_survive_being_written(made: str) -> None:
     for k, file in enumerate(walk(made)):
         key = AS_ON_DISK if k % 2 else bytes([k % 256]) * 16
         wanted[file] = key, Known(k - 3, k % 3 == 0, bytes([k % 256]) * 32 * (k % 4))
-        table.learn(file._replace(mtime_ns=5, ctime_ns=-5), *wanted[file])
+    files = list(wanted)
+    paths, stated = [file.path for file in files], b"".join(map(as_stated, files))
+    keys, known = zip(*wanted.values(), strict=True)
+    long_ago, just_now = [5] * len(files), [time.time_ns()] * len(files)
+    more = list(zip(*known, strict=True))
+    table.learn(paths, stated, long_ago, keys, *more)
+    table.learn(paths, stated, just_now, [b"changed just now"] * len(files), *more)
+    table.learn(paths, stated, long_ago, [None] * len(files), *more)
+    half = [None, b"of every second "] * (len(files) // 2) + [None] * (len(files) % 2)
+    table.learn([f"{path} too" for path in paths], stated, long_ago, half, *more)
     table.save()
     table = open_table(made)
-    for file, (key, known) in wanted.items():
-        settled = file._replace(mtime_ns=5, ctime_ns=-5)
-        assert table.known(settled, key) == known
-        assert table.known(settled, b"another way here") is None
-        for field in ("n_bytes", "mtime_ns", "ctime_ns", "inode", "device"):
-            assert table.known(settled._replace(**{field: 77}), key) is None
-    assert open_table(made, trusted=False).known(settled, key) is None
-    assert open_table(made + "/share").known(settled, key) is None
+    for k, (file, (key, found)) in enumerate(wanted.items()):
+        assert table.known(file.path, as_stated(file), key) == found
+        assert table.known(f"{file.path} too", as_stated(file), b"of every second ") == (found if k % 2 else None)
+        assert table.known(file.path, as_stated(file), b"another way here") is None
+        for field in STATED:
+            assert table.known(file.path, as_stated(file._replace(**{field: 77})), key) is None
+    table.save()  # what was asked for stays
+    assert open_table(made).known(file.path, as_stated(file), key) == found
+    assert open_table(made, trusted=False).known(file.path, as_stated(file), key) is None
+    assert open_table(made + "/share").known(file.path, as_stated(file), key) is None
 
 
 @settings(deadline=None, max_examples=25)
