@@ -178,7 +178,7 @@ def warn_collisions(paths: Collection[str], warnings: list[Warned]) -> None:
         key = path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
         other = seen.setdefault(key, key if key in paths else path)
         if other != path:
-            pairs.append((other, path))
+            pairs.append((min(other, path), max(other, path)))
     if pairs:
         shown = ", ".join(f"{one!r} and {two!r}" for one, two in pairs[:3])
         more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""

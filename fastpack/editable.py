@@ -22,10 +22,17 @@ class Editable:
     location: str
 
 
+def _at_once(path: str, flags: int) -> int:
+    """What has become a FIFO meanwhile is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_text(prefix: str, path: str) -> str:
     """A text of the environment, or nothing where it cannot be read."""
     try:
-        with open(os.path.join(prefix, path), encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(
+            os.path.join(prefix, path), encoding="utf-8", errors="surrogateescape", newline="", opener=_at_once
+        ) as file:
             return file.read()
     except OSError:
         return ""

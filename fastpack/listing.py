@@ -102,7 +102,8 @@ class Files(Mapping[str, DiskFile]):
             _Columns(
                 list(itertools.compress(self.paths, kept)), list(itertools.compress(self.kinds, kept)),
                 {path: target for path, target in self.targets.items() if path not in paths},
-                [array("q", itertools.compress(column, kept)) for column in self._numbers], self.outside,
+                [array("q", itertools.compress(column, kept)) for column in self._numbers],
+                {path: place for path, place in self.outside.items() if path not in paths},
             )
         )  # fmt: skip
 

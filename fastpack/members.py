@@ -63,7 +63,7 @@ class Members(Sequence[Planned]):
     files : the environment's.
     paths, groups, verdicts, modes, sizes : of each member, in bytes.
     rows : of files as they lie on disk, where in `files` they are; -1 for others.
-    others : those by their index.
+    others : those by their index, in that order.
     """
 
     def __init__(
@@ -147,7 +147,8 @@ class Members(Sequence[Planned]):
         for index, member in members.items():
             verdicts[index], modes[index], sizes[index] = member.verdict, member.mode, member.n_bytes
             rows[index] = -1
-        return Members(self.files, self.paths, self.groups, verdicts, modes, sizes, rows, {**self.others, **members})
+        others = dict(sorted({**self.others, **members}.items()))
+        return Members(self.files, self.paths, self.groups, verdicts, modes, sizes, rows, others)
 
     def is_pyc(self) -> list[bool]:
         """Of each member."""

@@ -240,12 +240,13 @@ def _plan_files(
     rows = list(itertools.compress(range(len(chosen)), chosen))
     verdicts = [""] * len(rows)
     others: list[Planned] = []
-    for path in known - gone:
-        if files.kinds[files.row_of(path)] is not Kind.FILE:
+    for row in sorted(map(files.row_of, known - gone)):
+        path = files.paths[row]
+        if files.kinds[row] is not Kind.FILE:
             continue
         found = examined.get(path, UNTOUCHED)
         if path not in more and not path.endswith(".pyc") and found[1:] == UNTOUCHED[1:]:
-            rows.append(files.row_of(path))
+            rows.append(row)
             verdicts.append(_verdict(found))
         else:
             file = files[path]

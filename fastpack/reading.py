@@ -25,7 +25,8 @@ def changed(path: str, what: str) -> ChangedWhileRead:
 
 def _open(path: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # What has become a FIFO meanwhile is not waited for.
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise changed(path, "vanished") from None
     except OSError as error:

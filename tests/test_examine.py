@@ -228,3 +228,6 @@ def test_a_file_that_changes_or_vanishes_is_noticed(made: str) -> None:
     os.unlink(path)
     with pytest.raises(ChangedWhileRead, match="vanished"), open_source(made, file):
         pass
+    os.mkfifo(os.path.join(made, file.path))  # nobody writes to it, and it is not waited for
+    with pytest.raises(ChangedWhileRead, match="changed"), open_source(made, file):
+        pass
