@@ -29,8 +29,8 @@ class Codec(Protocol):
     default_level: int
     levels: range
 
-    def compress(self, data: Buffer, level: int) -> bytes:
-        """One independent frame."""
+    def compress(self, data: Buffer, level: int) -> bytes | memoryview:
+        """One independent frame; `data` itself where nothing is compressed."""
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
         """The frame's `n_bytes` bytes; DamagedArchive if it does not hold exactly these."""
@@ -218,8 +218,8 @@ class Uncompressed:
     default_level = 0
     levels = range(1)
 
-    def compress(self, data: Buffer, level: int) -> bytes:
-        return bytes(data)
+    def compress(self, data: Buffer, level: int) -> bytes | memoryview:
+        return data if isinstance(data, bytes | memoryview) else bytes(data)
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
         if len(memoryview(data)) != n_bytes:

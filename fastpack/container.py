@@ -75,6 +75,8 @@ def header_bytes(name: str | bytes, target: str | bytes) -> int:
 
 def headers_bytes(names: Sequence[str | bytes], targets: Sequence[str | bytes]) -> list[int]:
     """`header_bytes` of each of many members."""
+    if max(map(len, names), default=0) <= NAME >= max(map(len, targets), default=0):
+        return [BLOCK] * len(names)
     return [
         BLOCK if len(name) <= NAME >= len(target) else header_bytes(name, target)
         for name, target in zip(names, targets, strict=True)
@@ -90,7 +92,7 @@ def write_headers(headers: Headers, places: Iterable[int], out: bytearray | memo
     if not names:
         return
     types, sizes = tarfile.REGTYPE * len(kinds), numbers
-    if any(kind is not Kind.FILE for kind in kinds):
+    if kinds.count(Kind.FILE) < len(kinds):
         types = b"".join([TYPES[kind] for kind in kinds])
         sizes = [n_bytes if kind is Kind.FILE else 0 for kind, n_bytes in zip(kinds, numbers, strict=True)]
     rows = _Rows(list(names), list(targets), types, *map(_table, (modes, sizes, mtimes, places)))

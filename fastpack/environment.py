@@ -313,7 +313,7 @@ def _read(cls: type[_E], prefix: str) -> _E:
         kept = {path for path in entries if path.split("/", 1)[0] in owned}
         kept |= {parent for path in kept for parent in _parents(path)}
         gone.update(path for path in files if path.split("/", 1)[0] in owned and path not in kept)
-    gone |= POLICY_SCRIPTS & files.keys() - entries.keys()
+    gone |= (POLICY_SCRIPTS & files.keys()) - entries.keys()
     left_out |= dict.fromkeys(gone, "policy")
     modes = files.column("mode")
     odd = {mode for mode in set(modes) if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))}

@@ -364,6 +364,7 @@ def _write(
     try:
         for planned, built in zip(plan.frames, ordered_map(builder.build, plan.frames, job.threads), strict=True):
             writer.write(built.packed, built.rows)
+            builder.release(built)
             frame = Frame(offset, len(built.packed), built.plain_bytes, built.digest, built.packed_digest)
             if not job.has_frames:  # the manifest then has those of the tar stream that there would be
                 frame = Frame(offset, built.plain_bytes, built.plain_bytes, built.digest, built.digest)
@@ -390,6 +391,7 @@ def _write(
             progress("pack", done, total, str(planned.group))
         stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), rows, plan.left_out)
         stated = replace(stated, raw=stated.to_bytes(rows.lines))
+        rows.lines.clear()  # a large environment has 200 bytes for each file
         archive_id = digest.blake(stated.raw)
         tail_bytes = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
     except OSError as error:

@@ -113,6 +113,28 @@ class Scratch(threading.local):
         return memoryview(self._buffer)[:n_bytes]
 
 
+class Buffers:
+    """Buffers that go from thread to thread: one is filled here, written there, and then used again."""
+
+    def __init__(self) -> None:
+        self._free: deque[bytearray] = deque()
+
+    def take(self, n_bytes: int) -> memoryview:
+        """`n_bytes` bytes of one, with whatever its last user left there."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = bytearray(n_bytes)
+        if len(buffer) < n_bytes:
+            buffer = bytearray(n_bytes)
+        return memoryview(buffer)[:n_bytes]
+
+    def give_back(self, view: memoryview) -> None:
+        """Its buffer is free again."""
+        assert isinstance(view.obj, bytearray)
+        self._free.append(view.obj)
+
+
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """``map`` over threads: results in the items' order, at most ``threads * AHEAD`` items in flight.
 

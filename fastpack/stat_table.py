@@ -183,8 +183,8 @@ def _as_learnt(
 
 def _to_bytes(learnt: Sequence[_Learnt]) -> list[bytes]:
     """Magic, BLAKE3 of the rest, lengths of columns, and these. Where a path is there twice, the last one counts."""
-    columns = list(map(b"".join, zip(*learnt, strict=True)))
-    parts = [_LENGTHS.pack(*map(len, columns)), *columns]
+    columns = list(zip(*learnt, strict=True))
+    parts = [_LENGTHS.pack(*(sum(map(len, pieces)) for pieces in columns)), *itertools.chain.from_iterable(columns)]
     hasher = digest.hasher()
     for part in parts:
         hasher.update(part)

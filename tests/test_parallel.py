@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpack.parallel import Scratch, default_threads, detached, ordered_map, side_by_side
+from fastpack.parallel import Buffers, Scratch, default_threads, detached, ordered_map, side_by_side
 from tests.test_environment import write
 
 
@@ -183,3 +183,15 @@ def test_what_runs_side_by_side_is_told_to_stop() -> None:
     closer.join()
     assert told.is_set()
     assert list(side_by_side(lambda item: item, [[1], [2]], 2, lambda: pytest.fail("nothing was wrong"))) == [1, 2]
+
+
+def test_buffers_are_used_again() -> None:
+    buffers = Buffers()
+    first, second = buffers.take(10), buffers.take(10)
+    assert first.obj is not second.obj and len(first) == len(second) == 10
+    buffers.give_back(first)
+    shorter = buffers.take(4)
+    assert shorter.obj is first.obj and len(shorter) == 4
+    buffers.give_back(second)
+    longer = buffers.take(11)  # none of those that are free is long enough
+    assert longer.obj not in (first.obj, second.obj) and len(longer) == 11
