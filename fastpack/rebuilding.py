@@ -157,11 +157,8 @@ class _Rebuilder(FrameReader):
         try:
             target = os.open(member.path, flags | os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
             try:
-                for start in range(segment.start, segment.stop, pagecache.LARGE):
-                    piece = self._scratch.view(min(pagecache.LARGE, segment.stop - start))
-                    if os.preadv(source, [piece], start) != len(piece):
-                        raise _changed(self._root, member)
-                    self._writer.write(target, piece, start)
+                if not self._writer.copy(source, target, segment.start, segment.stop - segment.start):
+                    raise _changed(self._root, member)
             finally:
                 os.close(target)
         finally:
