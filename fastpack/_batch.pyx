@@ -326,44 +326,6 @@ cdef extern from *:
             return -1;
         return linkat(source, name, target, name, 0) != 0 ? errno : 0;
     }
-
-    static double fp_seconds(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-    }
-
-    /* 0; an errno; or -1 where the source ends early. Bytes of `data`, or of the file `source` if that is NULL, go
-       through `pages` to the file `target`. */
-    static int fp_pass(const uint8_t *data, int source, int target, int64_t offset, int64_t length, uint8_t *pages,
-                       int64_t room, int64_t *written) {
-        *written = 0;
-        while (*written < length) {
-            int64_t n = length - *written < room ? length - *written : room, filled = 0, put = 0;
-            if (data != NULL) {
-                memcpy(pages, data + *written, (size_t)n);
-                filled = n;
-            }
-            while (filled < n) {
-                ssize_t got = pread(source, pages + filled, (size_t)(n - filled), offset + *written + filled);
-                if (got < 0 && errno == EINTR)
-                    continue;
-                if (got <= 0)
-                    return got < 0 ? errno : -1;
-                filled += got;
-            }
-            while (put < n) {
-                ssize_t done = pwrite(target, pages + put, (size_t)(n - put), offset + *written);
-                if (done < 0 && errno == EINTR)
-                    continue;
-                if (done < 0)
-                    return errno;
-                put += done;
-                *written += done;
-            }
-        }
-        return 0;
-    }
     """
     ctypedef struct fp_listing:
         const char **sorted
@@ -385,9 +347,6 @@ cdef extern from *:
     int fp_double_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
                       uint8_t *buffer, size_t room) noexcept nogil
     int fp_stat(int folder, const char *name, int64_t *row) noexcept nogil
-    double fp_seconds() noexcept nogil
-    int fp_pass(const uint8_t *data, int source, int target, int64_t offset, int64_t length, uint8_t *pages,
-                int64_t room, int64_t *written) noexcept nogil
 
 cdef enum:
     BLOCK = 512
@@ -589,34 +548,6 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
         free(buffer)
         free(status)
         free(table)
-
-
-def write_pages(int target, int64_t offset, const uint8_t[::1] data, uint8_t[::1] pages):
-    cdef int64_t written = 0
-    cdef double started
-    cdef int code = 0
-    if data.shape[0] == 0:
-        return 0, 0.0, 0
-    if pages.shape[0] == 0:
-        raise ValueError("no pages")
-    with nogil:
-        started = fp_seconds()
-        code = fp_pass(&data[0], -1, target, offset, data.shape[0], &pages[0], pages.shape[0], &written)
-        started = fp_seconds() - started
-    return written, started, code
-
-
-def copy_pages(int source, int target, int64_t offset, int64_t length, uint8_t[::1] pages):
-    cdef int64_t written = 0
-    cdef double started
-    cdef int code = 0
-    if pages.shape[0] == 0:
-        raise ValueError("no pages")
-    with nogil:
-        started = fp_seconds()
-        code = fp_pass(NULL, source, target, offset, length, &pages[0], pages.shape[0], &written)
-        started = fp_seconds() - started
-    return written, started, code
 
 
 def fill_zeros(const int64_t[::1] starts, const int64_t[::1] lengths, uint8_t[::1] out):

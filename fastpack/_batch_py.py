@@ -6,17 +6,11 @@ directory, are str by surrogateescape or bytes. A failure is (index, code): an e
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
-import time
 from array import array
-from collections.abc import Callable, Sequence
-from typing import Union
-
-#: Memory to be filled.
-Pages = Union[bytearray, memoryview]
+from collections.abc import Sequence
 
 #: Names, or other texts.
 Names = list[str] | list[bytes] | list[str | bytes]
@@ -242,57 +236,6 @@ def _link_one(source: int, target: int, name: bytes, mode: int, mtime: int, sinc
         return CHANGED
     os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     return 0
-
-
-def write_pages(target: int, offset: int, data: Union[bytes, memoryview], pages: Pages) -> tuple[int, float, int]:
-    """Write to an offset of a file by way of `pages`, which lie as the disk wants them (``O_DIRECT``).
-
-    Returns
-    -------
-    Bytes written, seconds that took, and 0 or the errno that ended it.
-    """
-    view = memoryview(data)
-
-    def fill(piece: memoryview, at: int) -> bool:
-        piece[:] = view[at : at + len(piece)]
-        return True
-
-    return _pass(fill, target, offset, len(view), pages)
-
-
-def copy_pages(source: int, target: int, offset: int, length: int, pages: Pages) -> tuple[int, float, int]:
-    """The same from one file to the same offset of another; `CHANGED` where the source ends early."""
-
-    def fill(piece: memoryview, at: int) -> bool:
-        done = 0
-        while done < len(piece):
-            n_bytes = os.preadv(source, [piece[done:]], offset + at + done)
-            if not n_bytes:
-                return False
-            done += n_bytes
-        return True
-
-    return _pass(fill, target, offset, length, pages)
-
-
-def _pass(
-    fill: Callable[[memoryview, int], bool], target: int, offset: int, length: int, pages: Pages
-) -> tuple[int, float, int]:
-    if not len(pages) and length:
-        raise ValueError("no pages")
-    written = code = 0
-    started = time.monotonic()
-    try:
-        while written < length and not code:
-            piece = memoryview(pages)[: min(len(pages), length - written)]
-            if not fill(piece, written):
-                code = CHANGED
-            while piece and not code:
-                n_bytes = os.pwrite(target, piece, offset + written)
-                piece, written = piece[n_bytes:], written + n_bytes
-    except OSError as error:
-        code = error.errno or errno.EIO
-    return written, time.monotonic() - started, code
 
 
 def fill_zeros(starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview) -> None:

@@ -10,16 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
-import mmap
 import os
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from fastpack.native import batch
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -28,15 +22,14 @@ if TYPE_CHECKING:
 SLOW = 1e-9
 #: Smaller pieces say nothing, and nothing is done for them.
 LARGE = 1 << 20
-#: How far behind a write pages are given back: the disk must have them by then. It is not waited for. Also how many
-#: bytes are written past the cache before that is judged.
+#: How far behind a write pages are given back: the disk must have them by then. It is not waited for.
 BEHIND = 64 << 20
 
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE, linux/fs.h
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
-#: What copies of parts of files are cut at, so that a file system may share their blocks, and writes past the cache.
+#: What copies of parts of files are cut at, so that a file system may share their blocks.
 BLOCK = 4096
 
 
@@ -90,25 +83,14 @@ _NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPE
 
 
 class Writer:
-    """Writes pieces of large files, each file's in order; may be used by several threads.
-
-    Into the page cache, until a write shows that pages are fresh ones. From then on past it (``O_DIRECT``), as long as
-    that takes less than the pages did; where the disk is slower, or the file system cannot, pages are given back.
-    """
+    """Writes pieces of large files, each file's in order; may be used by several threads."""
 
     def __init__(self) -> None:
-        self._cost = 0.0  # of fresh pages, in seconds for a byte; 0: none have been seen
-        self._direct = hasattr(os, "O_DIRECT")
-        self._direct_seconds, self._direct_bytes = 0.0, 0  # since it was judged last
-        self._local = threading.local()
+        self._gives_back = False
 
     def write(self, descriptor: int, data: Buffer, offset: int) -> None:
         """Write all of `data` at an offset."""
         view = memoryview(data)
-        if self._goes_past(offset, len(view)):
-            whole = view[: len(view) - len(view) % BLOCK]
-            done = self._past(descriptor, lambda pages: batch.write_pages(descriptor, offset, whole, pages))
-            view, offset = view[done:], offset + done
         start, stop = offset, offset + len(view)
         before = time.thread_time()
         while view:
@@ -116,62 +98,14 @@ class Writer:
             view, offset = view[n_written:], offset + n_written
         if stop - start < LARGE or _sync_file_range is None:
             return
-        if not self._cost:
-            # The thread's own time: a disk that is waited for, or the GIL, says nothing of the pages.
-            cost = (time.thread_time() - before) / (stop - start)
-            self._cost = cost if cost > SLOW else 0.0  # for good: pages that came back are fast
-        if self._cost:
+        # The thread's own time: a disk that is waited for, or the GIL, says nothing of the pages.
+        if time.thread_time() - before > SLOW * (stop - start):
+            self._gives_back = True  # for good: pages that came back are fast
+        if self._gives_back:
             off_t = ctypes.c_int64
             _sync_file_range(descriptor, off_t(start), off_t(stop - start), _WRITE)
             if start > BEHIND:
                 os.posix_fadvise(descriptor, 0, start - BEHIND, os.POSIX_FADV_DONTNEED)
-
-    def copy(self, source: int, descriptor: int, offset: int, n_bytes: int) -> bool:
-        """Copy a part of a file to the same offset of another; False if the source has not that much."""
-        stop = offset + n_bytes
-        if self._goes_past(offset, n_bytes):
-            at, length = offset, n_bytes - n_bytes % BLOCK
-            offset += self._past(descriptor, lambda pages: batch.copy_pages(source, descriptor, at, length, pages))
-        while offset < stop:
-            piece = self._pages()[: stop - offset]
-            n_read = os.preadv(source, [piece], offset)
-            if not n_read:
-                return False
-            self.write(descriptor, piece[:n_read], offset)
-            offset += n_read
-        return True
-
-    def _pages(self) -> memoryview:
-        """This thread's own, as the disk wants them; they stay in the processor's cache."""
-        try:
-            pages: memoryview = self._local.pages
-        except AttributeError:
-            pages = self._local.pages = memoryview(mmap.mmap(-1, LARGE))
-        return pages
-
-    def _goes_past(self, offset: int, n_bytes: int) -> bool:
-        return self._direct and self._cost > 0 and n_bytes >= LARGE and offset % BLOCK == 0
-
-    def _past(self, descriptor: int, write: Callable[[memoryview], tuple[int, float, int]]) -> int:
-        """Write past the page cache; how many bytes, of whole blocks. What is left is for an ordinary write."""
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
-        except OSError:
-            self._direct = False
-            return 0
-        try:
-            n_bytes, seconds, code = write(self._pages())
-        finally:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
-        # An error that is not this way's own comes again, and says so.
-        self._direct = self._direct and not code
-        self._direct_seconds += seconds
-        self._direct_bytes += n_bytes
-        if self._direct_bytes >= BEHIND:
-            self._direct = self._direct and self._direct_seconds < self._cost * self._direct_bytes
-            self._direct_seconds, self._direct_bytes = 0.0, 0
-        return n_bytes - n_bytes % BLOCK
 
 
 def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:

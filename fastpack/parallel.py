@@ -170,15 +170,12 @@ class _Runs(Generic[Item]):
         self._waiting = deque(sorted(map(deque, runs), key=len, reverse=True))
         self._begun: list[deque[Item]] = []
 
-    def take(self, mine: deque[Item] | None, short: bool) -> tuple[deque[Item], Item] | None:
-        """The next item for a thread whose run is `mine`, and its run from now on; None: there is nothing left.
-
-        `short`: the thread goes through the short runs first.
-        """
+    def take(self, mine: deque[Item] | None) -> tuple[deque[Item], Item] | None:
+        """The next item for a thread whose run is `mine`, and its run from now on; None: there is nothing left."""
         with self._lock:
             if not mine:
                 if self._waiting:
-                    mine = self._waiting.pop() if short else self._waiting.popleft()
+                    mine = self._waiting.popleft()
                     self._begun.append(mine)
                 else:
                     mine = max(self._begun, key=len, default=deque())
@@ -199,16 +196,15 @@ def side_by_side(
     """Results as they come, for runs of items that stand in each other's way: the kernel lets one thread at a time
     write to a file, or make files in a directory.
 
-    Each thread goes through a run of its own; half of them the longest first, the others the shortest, as what waits
-    for the disk and what is a matter of many small steps do not hinder each other. When all are begun a thread helps
-    with the one that has most left. After an exception no further item is begun, and those begun have ended before it
-    leaves; `stop` is called then, so that they may end early.
+    Each thread goes through a run of its own, the longest first; when all are begun it helps with the one that has most
+    left. After an exception no further item is begun, and those begun have ended before it leaves; `stop` is called
+    then, so that they may end early.
     """
     work = _Runs(runs)
     results: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
 
-    def go(short: bool) -> None:
-        taken = work.take(None, short)
+    def go() -> None:
+        taken = work.take(None)
         while taken is not None:
             mine, item = taken
             result: Future[Result] = Future()
@@ -218,13 +214,13 @@ def side_by_side(
                 work.stop()
                 result.set_exception(error)
             results.put(result)
-            taken = work.take(mine, short)
+            taken = work.take(mine)
         results.put(None)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fastpack") as executor:
         try:
-            for number in range(threads):
-                executor.submit(go, number % 2 == 1)
+            for _ in range(threads):
+                executor.submit(go)
             left = threads
             while left:
                 done = results.get()

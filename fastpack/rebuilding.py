@@ -157,8 +157,11 @@ class _Rebuilder(FrameReader):
         try:
             target = os.open(member.path, flags | os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
             try:
-                if not self._writer.copy(source, target, segment.start, segment.stop - segment.start):
-                    raise _changed(self._root, member)
+                for start in range(segment.start, segment.stop, pagecache.LARGE):
+                    piece = self._scratch.view(min(pagecache.LARGE, segment.stop - start))
+                    if os.preadv(source, [piece], start) != len(piece):
+                        raise _changed(self._root, member)
+                    self._writer.write(target, piece, start)
             finally:
                 os.close(target)
         finally:

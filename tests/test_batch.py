@@ -267,30 +267,6 @@ def test_lines_of_a_manifest_are_checked(batch: ModuleType) -> None:
             batch.file_lines(*columns)
 
 
-# --- past the page cache
-
-
-@BOTH
-def test_bytes_pass_through_pages(batch: ModuleType, tmp_path: Path) -> None:
-    data, pages = os.urandom(10_000), bytearray(4096)
-    with open(tmp_path / "a", "w+b") as one, open(tmp_path / "b", "w+b") as two:
-        done, seconds, code = batch.write_pages(one.fileno(), 3, data, pages)
-        assert (done, code) == (10_000, 0) and 0 <= seconds < 60
-        assert os.pread(one.fileno(), 20_000, 0) == bytes(3) + data
-        assert batch.copy_pages(one.fileno(), two.fileno(), 1000, 9000, pages)[::2] == (9000, 0)
-        assert os.pread(two.fileno(), 20_000, 0) == bytes(1000) + data[997:9997]
-        done, _, code = batch.copy_pages(one.fileno(), two.fileno(), 0, 20_000, pages)  # it is not that long
-        assert (done, code) == (2 * 4096, -1)
-        assert batch.write_pages(one.fileno(), 0, b"", bytearray())[::2] == (0, 0)
-        for empty in (lambda: batch.write_pages(one.fileno(), 0, b"x", bytearray()),
-                      lambda: batch.copy_pages(one.fileno(), two.fileno(), 0, 1, bytearray())):  # fmt: skip
-            with pytest.raises(ValueError, match="no pages"):
-                empty()
-    with open("/dev/full", "wb", buffering=0) as full:
-        assert batch.write_pages(full.fileno(), 0, data, pages)[::2] == (0, errno.ENOSPC)
-        assert batch.copy_pages(-1, full.fileno(), 0, 10, pages)[::2] == (0, errno.EBADF)
-
-
 # --- files shared by two directories
 
 LATER = (1 << 63) - 1
