@@ -26,6 +26,8 @@ MIB = 1 << 20
 SMALL_FILE = 8 * MIB
 #: 2000-01-01 00:00:00 UTC, the mtime of directories and links, and the earliest one of files.
 EPOCH_2000 = 946684800
+#: What members' times are spread over, in steps of two seconds: twenty years.
+SPAN = 315576000
 RELOCATIONS = ".fastpack/relocations.json"
 STATE = ".fastpack/state.json"
 INCOMPLETE = ".fastpack/incomplete"
@@ -274,7 +276,7 @@ def content_mtime(digest: bytes) -> int:
     Even, so that zip keeps it; a function of the content, so that equal files have equal times and changed ones changed
     times: a fixed time makes rsync, make and PYTHONPYCACHEPREFIX use stale files.
     """
-    return EPOCH_2000 + 2 * (int.from_bytes(digest[:8], "big") % 315576000)
+    return EPOCH_2000 + 2 * (int.from_bytes(digest[:8], "big") % SPAN)
 
 
 def mtime_key(n_bytes: int, head: Any, tail: Any) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastpack import container, digest, pagecache
 from fastpack._batch_py import BLOCK
-from fastpack._place_py import EPOCH_2000, SMALL_FILE, content_mtime, mtime_key
+from fastpack._place_py import EPOCH_2000, SMALL_FILE, SPAN, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
 from fastpack.members import Members, Numbers, Planned, in_archive
@@ -99,8 +99,6 @@ def builder(
 
 
 _SIZE, _MTIME, _CTIME = map(STATED.index, ("n_bytes", "mtime_ns", "ctime_ns"))
-#: What `content_mtime` spreads times over, in steps of two seconds: ten years.
-SPAN = 315576000
 #: Stands for the digest of what has none.
 _NO_DIGEST = bytes(digest.N_BYTES)
 

@@ -23,8 +23,8 @@ from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
 from fastpack import container, pagecache
 from fastpack._batch_py import CLONED
-from fastpack._place_py import EPOCH_2000, content_mtime
-from fastpack.building import SPAN, Data, PlainFrame
+from fastpack._place_py import EPOCH_2000, SPAN, content_mtime
+from fastpack.building import Data, PlainFrame
 from fastpack.codec import CODECS, Codec
 from fastpack.destination import Destination
 from fastpack.errors import FastpackError, NoSpace, UsageError

@@ -16,6 +16,8 @@ import zstandard
 
 import fastpack
 from fastpack import errors
+from fastpack._place_py import content_mtime
+from fastpack.building import content_mtimes
 from fastpack.frames import read_manifest, read_seek_table
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.manifest import Manifest
@@ -486,3 +488,8 @@ def test_several_environments_need_a_directory_and_names_of_their_own(made: str,
     done = run_fastpack("pack", "-p", made, "-p", other, "-o", tmp_path / "file")
     assert done.code != 0 and len(done.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_times_of_many_files_are_those_of_each() -> None:
+    digests = [bytes(32), b"\xff" * 32, *(os.urandom(32) for _ in range(100))]
+    assert content_mtimes(digests) == list(map(content_mtime, digests))
