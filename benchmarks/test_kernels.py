@@ -85,6 +85,17 @@ def test_touch(benchmark: Any, data: bytes) -> None:
     assert benchmark(lambda: int(np.bitwise_or.reduce(words))) != 0
 
 
+@pytest.mark.parametrize("name", ["native", "bytes.find"])
+def test_find_wide_in_zeros(benchmark: Any, name: str) -> None:
+    """A path in UTF-32, which has runs of zeros as the data has."""
+    needle, data = os.fsdecode(PREFIX).encode("utf-32-le"), bytes(64 << 20)
+    finders: dict[str, Callable[[], bool]] = {
+        "native": lambda: not _relocate.find(data, (needle,)), "bytes.find": lambda: data.find(needle) < 0
+    }  # fmt: skip
+    benchmark.extra_info["bytes"] = len(data)
+    assert benchmark(finders[name])
+
+
 def strings() -> tuple[bytearray, list[tuple[int, int, list[int]]]]:
     rows = [(k * 1000, 300, [k * 1000]) for k in range(10_000)]
     original = bytearray(10_000 * 1000)

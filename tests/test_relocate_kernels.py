@@ -21,18 +21,26 @@ BOTH = pytest.mark.parametrize("kernel", [_relocate, _relocate_py], ids=["native
 OLD = b"/old" + b"_p" * 10
 
 #: Bytes in which needles, NULs and half needles are frequent.
-pieces = st.sampled_from([b"/a", b"/ab", b"/a/b", b"a", b"/", b"\0", b"\0\0\0", b"x", b"/a/", b"\xc3\xa9", b"-I", b"."])
+wide = [text.encode(kind) for text in ("/a", "/ab", "é/") for kind in ("utf-16-le", "utf-32-le", "utf-32-be")]
+pieces = st.sampled_from(
+    [b"/a", b"/ab", b"/a/b", b"a", b"/", b"\0", b"\0\0\0", b"x", b"/a/", b"\xc3\xa9", b"-I", b".", *wide]
+)
 buffers = st.lists(pieces, max_size=60).map(b"".join)
-needle_sets = st.lists(st.sampled_from([b"/a/b", b"/ab", b"/a", b"ab"]), min_size=1, max_size=4, unique=True)
+paths = [b"/a/b", b"/ab", b"/a", b"ab"]
+needle_sets = st.lists(st.sampled_from(paths), min_size=1, max_size=4, unique=True)
+#: With what paths are in wide characters, and more that has two NULs in a row.
+wide_needle_sets = st.lists(
+    st.sampled_from([*paths, *wide, b"\0\0", b"\0\0/", b"a\0\0"]), min_size=1, max_size=4, unique=True
+)
 
 
-@given(buffers, needle_sets)
+@given(buffers, wide_needle_sets)
 def test_find_is_the_twin(data: bytes, needles: list[bytes]) -> None:
     assert _relocate.find(data, needles) == _relocate_py.find(data, needles)
     assert _relocate.find_text(data, needles) == _relocate_py.find_text(data, needles)
 
 
-@given(st.lists(buffers, max_size=8), needle_sets)
+@given(st.lists(buffers, max_size=8), wide_needle_sets)
 def test_find_any_is_find_for_each_piece(datas: list[bytes], needles: list[bytes]) -> None:
     wanted = bytearray(bool(_relocate.find(data, needles)) for data in datas)
     lengths = array("q", map(len, datas))
