@@ -3,7 +3,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from fastpack._batch_py import Names
+from fastpack._batch_py import Lines, Names
 
 __test__: dict[str, Any]
 
@@ -45,3 +45,15 @@ def tar_headers(
 def file_lines(
     quoted: list[str], modes: Buffer, mtimes: Buffer, group: int, sizes: Buffer, digests: Buffer, ends: list[str]
 ) -> bytes: ...
+def read_lines(data: bytes, start: int) -> Lines: ...
+def lay_whole(
+    headers: Buffer,
+    sizes: Buffer,
+    frames: Buffer,
+    member: int,
+    frame: int,
+    position: int,
+    at: Buffer,
+    owner: Buffer,
+) -> tuple[int, int, int]: ...
+def odd_place(plain: Buffer, headers: bytes, lengths: Buffer, starts: Buffer, sizes: Buffer) -> int: ...

@@ -7,10 +7,12 @@ Validation happens with the GIL, the loops run without it: what a file costs is 
 import os
 from array import array
 
+from fastpack._batch_py import Lines
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memcpy, memset
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -18,6 +20,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     bytes PyUnicode_EncodeFSDefault(object text)
     str PyUnicode_DecodeFSDefault(const char *text)
+    str PyUnicode_DecodeASCII(const char *text, Py_ssize_t size, const char *errors)
 
 cdef extern from *:
     """
@@ -159,8 +162,9 @@ cdef extern from *:
         place->folder = -1;
     }
 
-    /* As openat, for names of which many in a row lie in one folder: that is looked up once. */
-    static int fp_open_in(fp_place *place, const char *name, int flags) {
+    /* What openat and the like take for a name: a directory, and the name from there. Many in a row lie in one folder,
+       which is looked up once. */
+    static int fp_at(fp_place *place, const char *name, const char **last) {
     #if defined(O_PATH)
         const char *slash = strrchr(name, '/');
         if (slash != NULL && slash != name) {
@@ -176,11 +180,14 @@ cdef extern from *:
                     place->length = length;
                 }
             }
-            if (place->folder >= 0)
-                return openat(place->folder, slash + 1, flags);
+            if (place->folder >= 0) {
+                *last = slash + 1;
+                return place->folder;
+            }
         }
     #endif
-        return openat(place->root, name, flags);
+        *last = name;
+        return place->root;
     }
 
     /* 0; an errno; or -1 for a file that is not a regular one of that size and time (mtime in nanoseconds) */
@@ -189,7 +196,9 @@ cdef extern from *:
         struct stat info;
         int64_t done = 0;
         int status = 0;
-        int descriptor = fp_open_in(place, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        const char *last;
+        int folder = fp_at(place, name, &last);
+        int descriptor = openat(folder, last, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
         if (descriptor < 0)
             return errno;
         while (done < length) {
@@ -218,12 +227,15 @@ cdef extern from *:
         return status;
     }
 
-    static int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
+    static int fp_write_one(fp_place *place, const char *name, const uint8_t *data, int64_t length, int mode,
                             int64_t mtime) {
+        struct stat info;
         struct timespec times[2];
         int64_t done = 0;
         int status = 0;
-        int descriptor = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        const char *last;
+        int folder = fp_at(place, name, &last);
+        int descriptor = openat(folder, last, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, (mode_t)mode);
         if (descriptor < 0)
             return errno;
         while (done < length) {
@@ -238,7 +250,9 @@ cdef extern from *:
         }
         times[0].tv_sec = times[1].tv_sec = (time_t)mtime;
         times[0].tv_nsec = times[1].tv_nsec = 0;
-        if (status == 0 && fchmod(descriptor, (mode_t)mode) != 0)
+        /* as a rule the umask, or the directory's ACL, took nothing from it: looking costs less than setting it */
+        if (status == 0 && (fstat(descriptor, &info) != 0
+                            || ((int)(info.st_mode & 07777) != mode && fchmod(descriptor, (mode_t)mode) != 0)))
             status = errno;
         if (status == 0 && futimens(descriptor, times) != 0)
             status = errno;
@@ -339,9 +353,10 @@ cdef extern from *:
         int folder
 
     void fp_leave(fp_place *place) noexcept nogil
+    int fp_at(fp_place *place, const char *name, const char **last) noexcept nogil
     int fp_read_one(fp_place *place, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
                     uint8_t *out) noexcept nogil
-    int fp_write_one(int folder, const char *name, const uint8_t *data, int64_t length, int mode,
+    int fp_write_one(fp_place *place, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
     int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) noexcept nogil
     int fp_double_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
@@ -438,13 +453,20 @@ def stat_files(int folder, list names):
     cdef list encoded = []
     cdef Name *table = name_table(names, encoded)
     cdef int64_t[::1] out
+    cdef fp_place place
+    cdef const char *last
+    cdef int there
+    place.root = folder
+    place.folder = -1
     try:
         rows = array("q", bytes(56 * count))
         if count:
             out = rows
             with nogil:
                 for i in range(count):
-                    fp_stat(folder, table[i].text, &out[7 * i])
+                    there = fp_at(&place, table[i].text, &last)
+                    fp_stat(there, last, &out[7 * i])
+                fp_leave(&place)
         return rows
     finally:
         free(table)
@@ -495,6 +517,9 @@ def write_files(int folder, list names, const uint8_t[::1] data, const int64_t[:
     cdef Name *table
     cdef list encoded = []
     cdef int32_t *status
+    cdef fp_place place
+    place.root = folder
+    place.folder = -1
     check_pieces(count, starts, lengths, data.shape[0])
     if <size_t>modes.shape[0] != count or <size_t>mtimes.shape[0] != count:
         raise ValueError("tables of different lengths")
@@ -507,8 +532,9 @@ def write_files(int folder, list names, const uint8_t[::1] data, const int64_t[:
             raise MemoryError
         with nogil:
             for i in range(count):
-                status[i] = fp_write_one(folder, table[i].text, source + starts[i], lengths[i],
+                status[i] = fp_write_one(&place, table[i].text, source + starts[i], lengths[i],
                                          <int>modes[i], mtimes[i])
+            fp_leave(&place)
         return failures(status, count)
     finally:
         free(status)
@@ -695,3 +721,209 @@ def file_lines(list quoted, const int64_t[::1] modes, const int64_t[::1] mtimes,
         free(out)
         free(name)
         free(end)
+
+
+cdef struct Line:
+    int64_t path    # where it begins
+    int64_t n_path  # its bytes
+    int64_t verdict
+    int64_t n_verdict
+    int64_t numbers[4]  # mode, mtime, group, size
+    int64_t digest  # where it begins, in hexadecimal
+
+cdef enum:
+    MODES = 0o777
+
+#: What no time reaches, and what no number of 18 digits does.
+cdef int64_t TIMES = <int64_t>1 << 33
+
+
+cdef int64_t skip(const char *data, int64_t at, int64_t end, const char *text, int64_t length) noexcept nogil:
+    """The place behind a text, or -1 if that does not stand here."""
+    if at < 0 or length > end - at or memcmp(data + at, text, <size_t>length) != 0:
+        return -1
+    return at + length
+
+
+cdef int64_t skip_text(const char *data, int64_t at, int64_t end) noexcept nogil:
+    """The place of the quote behind a text that JSON has as it is, or -1."""
+    if at < 0:
+        return -1
+    while at < end and 32 <= data[at] < 127 and data[at] != 34 and data[at] != 92:
+        at += 1
+    return at if at < end and data[at] == 34 else -1
+
+
+cdef int64_t skip_number(const char *data, int64_t at, int64_t end, int64_t *value) noexcept nogil:
+    """The place behind a number as JSON has it, of at most 18 digits, or -1."""
+    cdef int64_t start = at
+    value[0] = 0
+    if at < 0:
+        return -1
+    while at < end and 48 <= data[at] <= 57 and at - start < 19:
+        value[0] = 10 * value[0] + (data[at] - 48)
+        at += 1
+    if at == start or at - start > 18 or (data[start] == 48 and at - start > 1):
+        return -1
+    return at
+
+
+cdef int64_t read_line(const char *data, int64_t at, int64_t end, Line *line) noexcept nogil:
+    """The place behind a line that is as `file_lines` writes it, or -1."""
+    cdef int64_t k
+    line.path = at = skip(data, at, end, b'{"path":"', 9)
+    at = skip_text(data, at, end)
+    line.n_path = at - line.path
+    at = skip(data, at, end, b'","kind":"file","mode":', 23)
+    at = skip_number(data, at, end, &line.numbers[0])
+    at = skip(data, at, end, b',"mtime":', 9)
+    at = skip_number(data, at, end, &line.numbers[1])
+    at = skip(data, at, end, b',"group":', 9)
+    at = skip_number(data, at, end, &line.numbers[2])
+    at = skip(data, at, end, b',"size":', 8)
+    at = skip_number(data, at, end, &line.numbers[3])
+    line.digest = at = skip(data, at, end, b',"digest":"', 11)
+    if at < 0 or 2 * DIGEST > end - at:
+        return -1
+    for k in range(2 * DIGEST):
+        if not (48 <= data[at + k] <= 57 or 97 <= data[at + k] <= 102):
+            return -1
+    at = skip(data, at + 2 * DIGEST, end, b'"', 1)
+    line.verdict = line.n_verdict = 0
+    if at >= 0 and at < end and data[at] == 44:
+        line.verdict = at = skip(data, at, end, b',"verdict":"', 12)
+        at = skip_text(data, at, end)
+        line.n_verdict = at - line.verdict
+        at = skip(data, at, end, b'"', 1)
+    at = skip(data, at, end, b"}\n", 2)
+    return -1 if line.numbers[0] > MODES or line.numbers[1] >= TIMES else at
+
+
+cdef uint8_t hex_digit(char digit) noexcept nogil:
+    return <uint8_t>(digit - 48 if digit <= 57 else digit - 87)
+
+
+cdef object column(const Line *lines, int64_t count, int k):
+    cdef int64_t i
+    cdef int64_t[::1] out
+    numbers = array("q", bytes(8 * count))
+    if count:
+        out = numbers
+        for i in range(count):
+            out[i] = lines[i].numbers[k]
+    return numbers
+
+
+def read_lines(bytes data, int64_t start):
+    cdef const char *text = PyBytes_AS_STRING(data)
+    cdef int64_t end = PyBytes_GET_SIZE(data)
+    cdef int64_t stop = start
+    cdef int64_t following, i, k
+    cdef int64_t count = 0
+    cdef int64_t room = 0
+    cdef Line *lines = NULL
+    cdef Line *more
+    cdef Line line
+    cdef Line *last = NULL
+    cdef const char *digest
+    cdef uint8_t *out
+    if not 0 <= start <= end:
+        raise ValueError("a place outside of the text")
+    try:
+        with nogil:
+            while True:
+                following = read_line(text, stop, end, &line)
+                if following < 0:
+                    break
+                if count == room:
+                    room = 2 * room + 64
+                    more = <Line *>realloc(lines, <size_t>room * sizeof(Line))
+                    if more == NULL:
+                        with gil:
+                            raise MemoryError
+                    lines = more
+                lines[count] = line
+                count += 1
+                stop = following
+        paths = []
+        verdicts = []
+        digests = bytes(DIGEST * count)
+        out = <uint8_t *>PyBytes_AS_STRING(digests)
+        verdict = ""
+        for i in range(count):
+            paths.append(PyUnicode_DecodeASCII(text + lines[i].path, lines[i].n_path, NULL))
+            if (last == NULL or last.n_verdict != lines[i].n_verdict
+                    or memcmp(text + last.verdict, text + lines[i].verdict, <size_t>last.n_verdict) != 0):
+                last = &lines[i]
+                verdict = PyUnicode_DecodeASCII(text + last.verdict, last.n_verdict, NULL)
+            verdicts.append(verdict)
+            digest = text + lines[i].digest
+            for k in range(DIGEST):
+                out[DIGEST * i + k] = <uint8_t>(16 * hex_digit(digest[2 * k]) + hex_digit(digest[2 * k + 1]))
+        return Lines(stop, paths, *[column(lines, count, k) for k in range(4)], digests, verdicts)
+    finally:
+        free(lines)
+
+
+def lay_whole(const int64_t[::1] headers, const int64_t[::1] sizes, const int64_t[::1] frames, int64_t member,
+              int64_t frame, int64_t position, int64_t[::1] at, int64_t[::1] owner):
+    cdef int64_t count = sizes.shape[0]
+    cdef int64_t n_frames = frames.shape[0]
+    cdef int64_t data, room
+    if not (headers.shape[0] == at.shape[0] == owner.shape[0] == count):
+        raise ValueError("tables of different lengths")
+    if member < 0 or frame < 0 or position < 0:
+        raise ValueError("a negative number")
+    with nogil:
+        while member < count:
+            while frame < n_frames and position == frames[frame]:
+                frame += 1
+                position = 0
+            if frame >= n_frames:
+                break
+            # No sum of what may be very large.
+            room = frames[frame] - position - headers[member]
+            if sizes[member] > room or sizes[member] + ((-sizes[member]) & (BLOCK - 1)) > room:
+                break
+            data = position + headers[member]
+            at[member] = data
+            owner[member] = frame
+            position = data + sizes[member] + ((-sizes[member]) & (BLOCK - 1))
+            member += 1
+    return member, frame, position
+
+
+cdef bint is_zero(const uint8_t *data, int64_t length) noexcept nogil:
+    return length <= 0 or (data[0] == 0 and memcmp(data, data + 1, <size_t>(length - 1)) == 0)
+
+
+def odd_place(const uint8_t[::1] plain, bytes headers, const int64_t[::1] lengths, const int64_t[::1] starts,
+              const int64_t[::1] sizes):
+    cdef int64_t count = lengths.shape[0]
+    cdef int64_t n_headers = PyBytes_GET_SIZE(headers)
+    cdef int64_t n_bytes = plain.shape[0]
+    cdef int64_t position = 0
+    cdef int64_t end = 0
+    cdef int64_t i
+    cdef int64_t found = -1
+    cdef const uint8_t *header = <const uint8_t *>PyBytes_AS_STRING(headers)
+    cdef uint8_t nothing = 0
+    cdef const uint8_t *data = &plain[0] if n_bytes else &nothing
+    check_pieces(<size_t>count, starts, sizes, n_bytes)
+    for i in range(count):
+        if lengths[i] < 0 or lengths[i] > n_headers - position or starts[i] - lengths[i] < end:
+            raise ValueError("a header lies outside of its place")
+        position += lengths[i]
+        end = starts[i] + sizes[i]
+    with nogil:
+        position = end = 0
+        for i in range(count):
+            if (not is_zero(data + end, starts[i] - lengths[i] - end)
+                    or memcmp(data + starts[i] - lengths[i], header + position, <size_t>lengths[i]) != 0):
+                found = i
+                break
+            position += lengths[i]
+            end = starts[i] + sizes[i]
+        if found < 0 and not is_zero(data + end, n_bytes - end):
+            found = count
+    return found

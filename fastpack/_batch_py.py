@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 #: Names, or other texts.
 Names = list[str] | list[bytes] | list[str | bytes]
@@ -295,3 +297,117 @@ def file_lines(
         for k, (path, mode, mtime, size, end) in enumerate(zip(quoted, modes, mtimes, sizes, ends, strict=True))
     ]
     return "".join(lines).encode("ascii")
+
+
+class Lines(NamedTuple):
+    """What `read_lines` read, in columns, and where it ended."""
+
+    stop: int
+    paths: list[str]
+    modes: array[int]
+    mtimes: array[int]
+    groups: array[int]
+    sizes: array[int]
+    digests: bytes
+    verdicts: list[str]
+
+
+_NUMBER = rb"(0|[1-9][0-9]{0,17})"
+#: Texts that JSON has as they are.
+_TEXT = rb"([ !#-\[\]-~]*)"
+_FILE_LINE = re.compile(
+    rb'\{"path":"%s","kind":"file","mode":%s,"mtime":%s,"group":%s,"size":%s,"digest":"([0-9a-f]{64})"'
+    rb'(?:,"verdict":"%s")?\}\n' % (_TEXT, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _TEXT)
+)
+#: The largest mode, and what no time reaches.
+_MODES, _TIMES = 0o777, 1 << 33
+
+
+def read_lines(data: bytes, start: int) -> Lines:
+    """Read the lines of a manifest that are just as `file_lines` writes them, from one place up to the first other one.
+
+    Other are those whose path or verdict has an escape, whose mode has more than nine bits, or whose time more than 33.
+    """
+    if not 0 <= start <= len(data):
+        raise ValueError("a place outside of the text")
+    lines = Lines(start, [], array("q"), array("q"), array("q"), array("q"), b"", [])
+    digests: list[bytes] = []
+    stop = start
+    while found := _FILE_LINE.match(data, stop):
+        path, mode, mtime, group, size, digest, verdict = found.groups()
+        if int(mode) > _MODES or int(mtime) >= _TIMES:
+            break
+        lines.paths.append(path.decode("ascii"))
+        for column, number in zip(lines[2:6], (mode, mtime, group, size), strict=True):
+            column.append(int(number))
+        digests.append(bytes.fromhex(digest.decode("ascii")))
+        lines.verdicts.append((verdict or b"").decode("ascii"))
+        stop = found.end()
+    return lines._replace(stop=stop, digests=b"".join(digests))
+
+
+def lay_whole(
+    headers: Sequence[int], sizes: Sequence[int], frames: Sequence[int], member: int, frame: int, position: int,
+    at: array[int], owner: array[int],
+) -> tuple[int, int, int]:  # fmt: skip
+    """Lay members of a tar stream into its frames, one behind the other, up to the first that does not fit whole.
+
+    Parameters
+    ----------
+    headers, sizes : bytes of each member's header, and of its data.
+    frames : bytes of each frame.
+    member, frame, position : the first member to be laid, and where.
+    at, owner : are filled: the place of each member's data in its frame, and that frame.
+
+    Returns
+    -------
+    The same three, of the first member that was not laid.
+    """
+    if len({len(headers), len(sizes), len(at), len(owner)}) != 1:
+        raise ValueError("tables of different lengths")
+    if member < 0 or frame < 0 or position < 0:
+        raise ValueError("a negative number")
+    while member < len(sizes):
+        while frame < len(frames) and position == frames[frame]:
+            frame, position = frame + 1, 0
+        data = position + headers[member]
+        stop = data + sizes[member] + -sizes[member] % BLOCK
+        if frame >= len(frames) or stop > frames[frame]:
+            break
+        at[member], owner[member] = data, frame
+        member, position = member + 1, stop
+    return member, frame, position
+
+
+def odd_place(
+    plain: bytes | bytearray | memoryview, headers: bytes, lengths: Sequence[int], starts: Sequence[int],
+    sizes: Sequence[int],
+) -> int:  # fmt: skip
+    """Hold what a frame has beside its members' data against what it should be.
+
+    Parameters
+    ----------
+    headers : of the members, one behind the other.
+    lengths, starts, sizes : bytes of each one's header, which ends where its data start; that place; bytes of these.
+
+    Returns
+    -------
+    -1: each header is there, and all else is zeros. Or the index of the first member whose header, or a byte before it,
+    is not; or the number of members.
+    """
+    view = memoryview(plain).cast("B")
+    _check(len(lengths), len(view), starts, sizes)
+    position = end = 0
+    rows = list(zip(lengths, starts, sizes, strict=True))
+    for length, start, size in rows:
+        if length < 0 or start - length < end or position + length > len(headers):
+            raise ValueError("a header lies outside of its place")
+        position, end = position + length, start + size
+    position = end = 0
+    for index, (length, start, size) in enumerate(rows):
+        between = start - length - end
+        header = headers[position : position + length]
+        if view[end : end + between] != bytes(between) or view[start - length : start] != header:
+            return index
+        position, end = position + length, start + size
+    return -1 if view[end:] == bytes(len(view) - end) else len(rows)

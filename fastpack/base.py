@@ -13,7 +13,7 @@ from fastpack.codec import Codec
 from fastpack.errors import FastpackError, WrongBase
 from fastpack.manifest import Frame, Manifest
 from fastpack.model import Group, Warned
-from fastpack.reader import Archive, Segment, open_archive
+from fastpack.reader import Archive, Layout, open_archive
 
 #: A group -> the digests of its frames, in order.
 Groups = Mapping[Group, Sequence[bytes]]
@@ -161,10 +161,10 @@ def _unlike(archive: Archive, codec: Codec, level: int) -> str | None:
     return None
 
 
-def groups_of(manifest: Manifest, layout: Sequence[Sequence[Segment]]) -> Groups:
-    """An archive's groups with their frames; `layout` is which segments each frame has."""
-    firsts = [manifest.members[segments[0].member] for segments in layout]
-    return by_group([manifest.groups[first.group] for first in firsts], manifest.frames)
+def groups_of(manifest: Manifest, layout: Layout) -> Groups:
+    """An archive's groups with their frames."""
+    firsts = [layout.members(index)[0] for index in range(len(layout))]
+    return by_group([manifest.groups[manifest.members.groups[first]] for first in firsts], manifest.frames)
 
 
 def by_group(groups: Sequence[Group], frames: Sequence[Frame]) -> Groups:

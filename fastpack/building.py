@@ -6,7 +6,6 @@ import functools
 import itertools
 import os
 import struct
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from fastpack._batch_py import BLOCK
 from fastpack._place_py import EPOCH_2000, SMALL_FILE, SPAN, content_mtime, mtime_key
 from fastpack.base import Base
 from fastpack.cache import Cache
-from fastpack.members import Members, Numbers, Planned, in_archive
+from fastpack.members import Members, Numbers, Planned, as_table, in_archive
 from fastpack.model import Kind
 from fastpack.native import batch, kernel
 from fastpack.parallel import Buffers, Scratch
@@ -161,7 +160,7 @@ class Builder:
         mtimes: list[int] = []
         if not frame.start:
             mtimes = self._times(members, plain, starts, stops, slices)
-            container.write_headers(self._columns(members, layout, mtimes), _table(layout.headers), plain)
+            container.write_headers(self._columns(members, layout, mtimes), as_table(layout.headers), plain)
         name = _frame_digest(layout, plain, slices)
         stored = self._stored(name, len(plain))
         rows = None
@@ -293,7 +292,7 @@ class Builder:
 
     def _columns(self, members: Members, layout: _Layout, mtimes: Sequence[int]) -> container.Headers:
         return container.Headers(
-            _kinds(members), layout.names, layout.targets, _table(members.modes), _table(members.sizes), mtimes
+            _kinds(members), layout.names, layout.targets, as_table(members.modes), as_table(members.sizes), mtimes
         )
 
     def _read(self, frame: PlannedFrame, members: Members, layout: _Layout, plain: memoryview) -> None:
@@ -458,9 +457,3 @@ def _kinds(members: Members) -> list[Kind]:
     for index, member in members.others.items():
         kinds[index] = member.kind
     return kinds
-
-
-def _table(numbers: Numbers) -> array[int]:
-    table = array("q")
-    table.frombytes(numbers.tobytes())
-    return table

@@ -17,6 +17,8 @@ from fastpack.native import batch
 #: ``pread(n_bytes, offset)`` of an archive.
 PRead = Callable[[int, int], bytes]
 
+#: GNU tar's magic and version in a header, and where they stand.
+MAGIC, MAGIC_AT = b"ustar  \0", 257
 #: Two blocks of zeros end a tar stream.
 END = bytes(2 * BLOCK)
 #: A name of Linux has at most 4096 bytes; more room than that is given to no header.
@@ -179,8 +181,17 @@ def padding(n_bytes: int) -> int:
     return -n_bytes % BLOCK
 
 
-def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset of the data, size, mtime) of each member of an uncompressed tar, reading its headers alone.
+class Walked(NamedTuple):
+    """A member of an uncompressed tar: `offset` and `n_bytes` of its data."""
+
+    name: str
+    offset: int
+    n_bytes: int
+    mtime: int
+
+
+def walk_headers(size: int, pread: PRead) -> Iterator[Walked]:
+    """The members of an uncompressed tar, reading its headers alone.
 
     Raises
     ------
@@ -207,7 +218,7 @@ def walk_headers(size: int, pread: PRead) -> Iterator[tuple[str, int, int, int]]
         if info.type == tarfile.GNUTYPE_LONGNAME and n_bytes <= MAX_LONG_NAME:
             long_name = pread(n_bytes, start).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif info.type != tarfile.GNUTYPE_LONGLINK:
-            yield long_name or info.name, start, n_bytes, int(info.mtime)
+            yield Walked(long_name or info.name, start, n_bytes, int(info.mtime))
             long_name = None
         offset = start + n_bytes + padding(n_bytes)
     raise DamagedArchive("the archive is cut off: it has no end", found=f"{size} bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,12 +23,13 @@ from fastpack._place_py import (
     relocated_mtime,
 )
 from fastpack.errors import DamagedArchive
-from fastpack.manifest import MANIFEST, Manifest, Member
+from fastpack.manifest import MANIFEST, Manifest
 from fastpack.model import Kind, Progress
 from fastpack.native import batch
 from fastpack.parallel import side_by_side
-from fastpack.reader import AT_ONCE, FrameReader, Segment
+from fastpack.reader import AT_ONCE, Content, FrameReader, Layout, Segment
 from fastpack.relocation import KERNELS, sha256_of, unplacing_edits
+from fastpack.rows import Member, Rows
 
 #: Frames of small files that one thread writes one after the other: they lie in the same directories.
 _RUN = 8
@@ -84,19 +85,18 @@ class Extractor:
         ------
         DamagedArchive : a frame or a file is not what the manifest says.
         """
-        manifest = self._manifest
-        files = [member for member in manifest.members if member.kind is Kind.FILE]
-        total = sum(member.n_bytes for member in files)
+        manifest, rows, layout = self._manifest, self._reader.rows, self._reader.layout
+        total = sum(rows.sizes)
         placed: dict[str, Stated] = {}
         open_parts: dict[int, list[_Part]] = {}
         done = n_files = 0
         self._reader.share_large(self._folder, self._not_as_archived)
-        runs = _runs(self._reader.layout, manifest.members)
+        runs = _runs(layout)
         for written in side_by_side(self._write_frame, runs, self._threads, self._stop):
             placed.update(written.placed)
             n_files += written.n_files
             for part in written.parts:
-                member = manifest.members[part.member]
+                member = rows[part.member]
                 parts = open_parts.setdefault(part.member, [])
                 parts.append(part)
                 if sum(part.n_bytes for part in parts) == member.n_bytes:
@@ -106,10 +106,10 @@ class Extractor:
                     if stated is not None:
                         placed[member.path] = stated
             done += written.n_bytes
-            last = manifest.members[self._reader.layout[written.frame][-1].member]
-            progress("unpack", done, total, str(manifest.groups[last.group]) if manifest.groups else "")
-        if n_files != len(files):
-            raise DamagedArchive("not every member was written", expected=f"{len(files)} files", found=n_files)
+            group = rows.groups[layout.members(written.frame)[1] - 1]
+            progress("unpack", done, total, str(manifest.groups[group]) if manifest.groups else "")
+        if n_files != rows.n_files:
+            raise DamagedArchive("not every member was written", expected=f"{rows.n_files} files", found=n_files)
         return placed
 
     def _stop(self) -> None:
@@ -117,48 +117,68 @@ class Extractor:
         self._reader.stopping = True
 
     def _write_frame(self, index: int) -> _Written:
-        members = self._manifest.members
+        rows, layout = self._reader.rows, self._reader.layout
+        first, last = layout.members(index)
+        parts = [segment for segment in layout.parts.get(index, {}).values() if rows.kind(segment.member) is Kind.FILE]
+        others = rows.others_in(first, last)
+        n_files = last - first - len(parts) - sum(rows.kind(member) is not Kind.FILE for member in others)
+        n_bytes = sum(rows.sizes[first:last])
+        n_bytes += sum(part.stop - part.start - rows.sizes[part.member] for part in parts)
         if self._reader.put(index, self._folder, self._not_as_archived):
-            rows = [row for row in self._reader.layout[index] if members[row.member].kind is Kind.FILE]
-            n_bytes = sum(row.stop - row.start for row in rows)
-            if n_bytes < sum(members[row.member].n_bytes for row in rows):  # a part of a large one
-                return _Written(index, {}, 0, [_Part(rows[0].member, rows[0].start, n_bytes, b"")], n_bytes)
-            return _Written(index, {}, len(rows), [], n_bytes)
-        plain, segments = self._reader.read(index)
+            put = [_Part(part.member, part.start, part.stop - part.start, b"") for part in parts]
+            return _Written(index, {}, n_files, put, n_bytes)
+        content = self._reader.read(index)
         self._reader.share(index, self._folder, self._not_as_archived)
-        there = self._reader.there
-        placed: dict[str, Stated] = {}
-        parts: list[_Part] = []
-        names: list[bytes] = []
-        tables = starts, lengths, modes, mtimes = array("q"), array("q"), array("q"), array("q")
-        n_files = n_bytes = 0
-        for segment, slices in segments:
-            member = members[segment.member]
-            if member.kind is not Kind.FILE:
-                continue
-            length = segment.stop - segment.start
-            n_bytes += length
-            if length != member.n_bytes:
-                if member.path not in there:
-                    self._write_part(member, segment, segment.of(plain))
-                parts.append(_Part(segment.member, segment.start, length, slices))
-                continue
-            _check_digest(member, slices)
-            n_files += 1
-            if member.path in there:
-                continue
-            if member.path in self._relocated:
-                placed[member.path] = self._write_placed(member, segment.of(plain))
-                continue
-            names.append(os.fsencode(member.path))
-            starts.append(segment.at)
-            lengths.append(length)
-            modes.append(member.mode)
-            mtimes.append(member.mtime)
-        self._write(names, plain, *tables)
-        return _Written(index, placed, n_files, parts, n_bytes)
+        found = [
+            _Part(part.member, part.start, part.stop - part.start, content.slices[part.member - first])
+            for part in parts
+        ]
+        for part in parts:
+            if rows.paths[part.member] not in self._reader.there:
+                self._write_part(rows[part.member], part, content.of(part.member))
+        left = {part.member for part in parts}
+        left.update(member for member in others if rows.kind(member) is not Kind.FILE)
+        return _Written(index, self._write_whole(content, left), n_files, found, n_bytes)
 
-    def _write(self, names: list[bytes], data: memoryview | bytearray, *tables: array[int]) -> None:
+    def _write_whole(self, content: Content, left: Set[int]) -> dict[str, Stated]:
+        """Write the files that a frame holds whole, all its members but for those that are `left`.
+
+        Returns
+        -------
+        What records state of those that were placed.
+        """
+        rows, first, count = self._reader.rows, content.first, len(content.starts)
+        some = slice(first, first + count)
+        paths, tables = rows.paths[some], (content.starts, content.lengths, rows.modes[some], rows.mtimes[some])
+        chosen: Sequence[int] = [k for k in range(count) if first + k not in left] if left else range(count)
+        self._check_digests(content, chosen)
+        placed: dict[str, Stated] = {}
+        there, relocated = self._reader.there, self._relocated
+        if there or not relocated.keys().isdisjoint(paths):
+            chosen = [k for k in chosen if paths[k] not in there]
+            for k in chosen:
+                if paths[k] in relocated:
+                    placed[paths[k]] = self._write_placed(rows[first + k], content.of(first + k))
+            chosen = [k for k in chosen if paths[k] not in relocated]
+        if len(chosen) < count:
+            paths = [paths[k] for k in chosen]
+            starts, lengths, modes, mtimes = (array("q", [table[k] for k in chosen]) for table in tables)
+            tables = (starts, lengths, modes, mtimes)
+        self._write(paths, content.plain, *tables)
+        return placed
+
+    def _check_digests(self, content: Content, chosen: Sequence[int]) -> None:
+        """Hold whole files, by their places in a frame, against the manifest."""
+        rows, first, step = self._reader.rows, content.first, digest.N_BYTES
+        found = [digest.file_digest(content.slices[k]) for k in chosen]
+        wanted = memoryview(rows.digests)[step * first : step * (first + len(content.starts))]
+        if len(chosen) == len(content.starts) and b"".join(found) == wanted:
+            return  # nearly always
+        for k, one in zip(chosen, found, strict=True):
+            if one != wanted[step * k : step * (k + 1)]:
+                raise _other_digest(rows.paths[first + k])
+
+    def _write(self, names: list[str], data: memoryview | bytearray, *tables: array[int]) -> None:
         """See `batch.write_files`; an OSError for the first file that could not be written."""
         for start in range(0, len(names), AT_ONCE):
             if self._reader.stopping:
@@ -166,7 +186,7 @@ class Extractor:
             some = slice(start, start + AT_ONCE)
             failed = batch.write_files(self._folder, names[some], data, *(table[some] for table in tables))
             for index, code in failed:
-                raise OSError(code, os.strerror(code), os.path.join(self._root, os.fsdecode(names[start + index])))
+                raise OSError(code, os.strerror(code), os.path.join(self._root, names[start + index]))
 
     def _write_placed(self, member: Member, data: memoryview) -> Stated:
         file = self._relocated[member.path]
@@ -174,7 +194,7 @@ class Extractor:
             raise DamagedArchive("a file does not have the sha256 its relocations state", path=member.path)
         content = self._place(file, bytearray(data), 0, len(file.items), 0)
         numbers = (0, len(content), member.mode, relocated_mtime(content))
-        self._write([os.fsencode(member.path)], content, *(array("q", [number]) for number in numbers))
+        self._write([member.path], content, *(array("q", [number]) for number in numbers))
         return Stated(digest.sha256(content), len(content))
 
     def _write_part(self, member: Member, segment: Segment, data: memoryview) -> None:
@@ -202,8 +222,8 @@ class Extractor:
 
     def _finish_large(self, member: Member, slices: bytes) -> Stated | None:
         """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
-        if not self._reader.trusts(member):
-            _check_digest(member, slices)
+        if not self._reader.trusts(member) and digest.file_digest(slices) != member.digest:
+            raise _other_digest(member.path)
         self._reader.check_unchanged(member)
         if member.path in self._reader.there:
             return None
@@ -228,7 +248,7 @@ def extractor(
     threads: int,
 ) -> Iterator[Extractor]:  # fmt: skip
     """An `Extractor` into a directory, which is made ready for it."""
-    make_directories(root, [m.path for m in manifest.members if m.kind is Kind.DIRECTORY], threads)
+    make_directories(root, [member.path for member in manifest.members.of_kind(Kind.DIRECTORY)], threads)
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield Extractor(reader, manifest, folder, root, prefix, relocated, threads)
@@ -236,13 +256,14 @@ def extractor(
         os.close(folder)
 
 
-def _runs(layout: Sequence[Sequence[Segment]], members: Sequence[Member]) -> list[list[int]]:
+def _runs(layout: Layout) -> list[list[int]]:
     """Frames in runs for `side_by_side`: those that one file spans, and a few of small files together."""
     runs: list[list[int]] = []
     spanned = False
-    for index, segments in enumerate(layout):
-        goes_on = segments[0].start > 0
-        begins = segments[-1].stop < members[segments[-1].member].n_bytes
+    for index in range(len(layout)):
+        parts = layout.parts.get(index, {}).values()
+        goes_on = any(part.start > 0 for part in parts)
+        begins = any(part.stop < layout.rows.sizes[part.member] for part in parts)
         if not goes_on and (spanned or begins or not runs or len(runs[-1]) >= _RUN):
             runs.append([])
         runs[-1].append(index)
@@ -250,9 +271,8 @@ def _runs(layout: Sequence[Sequence[Segment]], members: Sequence[Member]) -> lis
     return runs
 
 
-def _check_digest(member: Member, slices: bytes) -> None:
-    if digest.file_digest(slices) != member.digest:
-        raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
+def _other_digest(path: str) -> DamagedArchive:
+    return DamagedArchive("a file does not have the digest the manifest states", path=path)
 
 
 def _state_of(path: str) -> tuple[Stated, int]:
@@ -296,21 +316,19 @@ def make_directories(root: str, paths: Iterable[str], threads: int) -> None:
             pass
 
 
-def make_links(root: str, members: Sequence[Member]) -> None:
+def make_links(root: str, members: Rows) -> None:
     """Hard links, then symbolic ones, last of all: nothing is ever written through a link of the archive."""
-    for member in members:
-        if member.kind is Kind.HARDLINK:
-            os.link(os.path.join(root, member.target), os.path.join(root, member.path), follow_symlinks=False)
-    for member in members:
-        if member.kind is Kind.LINK:
-            path = os.path.join(root, member.path)
-            os.symlink(member.target, path)
-            os.utime(path, (EPOCH_2000, EPOCH_2000), follow_symlinks=False)
+    for member in members.of_kind(Kind.HARDLINK):
+        os.link(os.path.join(root, member.target), os.path.join(root, member.path), follow_symlinks=False)
+    for member in members.of_kind(Kind.LINK):
+        path = os.path.join(root, member.path)
+        os.symlink(member.target, path)
+        os.utime(path, (EPOCH_2000, EPOCH_2000), follow_symlinks=False)
 
 
-def finish_directories(root: str, members: Sequence[Member]) -> None:
+def finish_directories(root: str, members: Rows) -> None:
     """Times and modes of directories, the deepest first: stricter modes come when nothing is written there any more."""
-    for member in sorted((m for m in members if m.kind is Kind.DIRECTORY), key=lambda m: -m.path.count("/")):
+    for member in sorted(members.of_kind(Kind.DIRECTORY), key=lambda m: -m.path.count("/")):
         path = os.path.join(root, member.path)
         if member.path != ".fastpack":
             os.utime(path, (member.mtime, member.mtime))

@@ -31,12 +31,13 @@ from fastpack.errors import FastpackError, NoSpace, UsageError
 from fastpack.extracting import finish_directories, make_directories, make_links, write_manifest
 from fastpack.frames import Locator, trailer
 from fastpack.fs import Output, explain_os_error, new_file
-from fastpack.manifest import MANIFEST, Manifest, Member
+from fastpack.manifest import MANIFEST, Manifest
 from fastpack.members import Planned
 from fastpack.model import MANIFEST_FORMAT, Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.plan import Plan
 from fastpack.reading import changed
+from fastpack.rows import Member
 
 #: Files of a directory that are reflinked, where the file system can; for smaller ones a copy costs less.
 _CLONED_FROM = 64 << 10

@@ -12,9 +12,10 @@ from typing import BinaryIO
 from fastpack._place_py import INCOMPLETE, RELOCATIONS
 from fastpack.errors import EnvironmentNotFound, FastpackError, NotAnEnvironment, UsageError
 from fastpack.installed import read_installed, same_place
-from fastpack.manifest import Manifest, Member
+from fastpack.manifest import Manifest
 from fastpack.model import CatReport, InspectReport, Kind, ListReport, StatusReport, Warned
 from fastpack.reader import open_archive, read_relocated
+from fastpack.rows import Member
 
 
 def inspect(path: str) -> InspectReport:

@@ -7,6 +7,7 @@ needs more than a path, a mode, a group, a size and a verdict; the others get th
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -173,6 +174,13 @@ class Members(Sequence[Planned]):
             [self.verdicts[k] for k in order], self.modes[index], self.sizes[index], rows,
             {k: self.others[order[k]] for k in np.flatnonzero(rows < 0).tolist()},
         )  # fmt: skip
+
+
+def as_table(numbers: Numbers) -> array[int]:
+    """A numpy array as the kernels take it."""
+    table = array("q")
+    table.frombytes(numbers.tobytes())
+    return table
 
 
 def _array(numbers: Sequence[int]) -> Numbers:

@@ -9,7 +9,6 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 from fastpack import digest
 from fastpack import parcel as parcels
@@ -24,12 +23,13 @@ from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examine import Examination, PycPolicy, examine
 from fastpack.formats import Directory, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
 from fastpack.fs import check_relative, explain_os_error
-from fastpack.manifest import Frame, Manifest, Member, file_lines, member_line
-from fastpack.members import Members
+from fastpack.manifest import Frame, Manifest, file_lines, member_line
+from fastpack.members import Members, as_table
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.plan import Plan, make_plan
 from fastpack.reader import Archive
+from fastpack.rows import Member, Rows
 from fastpack.stat_table import StatTable, open_table
 
 
@@ -353,7 +353,7 @@ def _write(
     """Write the archive: frames in order, then the manifest and what leads to it."""
     plan = job.plan
     frames: list[Frame] = []
-    rows = ManifestRows(plan.members)
+    rows, lines = Rows(), list[bytes]()
     groups = list(dict.fromkeys(frame.group for frame in plan.frames))
     position = {group: index for index, group in enumerate(groups)}
     slices = b""  # of the large member that is going on
@@ -378,7 +378,7 @@ def _write(
                 slices += found[0]
                 found = [slices]
             if planned.stop is None or planned.stop == here.sizes[0]:
-                rows.add(here, mtimes, found, position[planned.group])
+                _add_rows(rows, lines, here, mtimes, found, position[planned.group])
                 if built.was_read:
                     builder.learn(here, mtimes, built.naming, found)
             done += built.n_bytes
@@ -390,8 +390,8 @@ def _write(
             n_naming += sum(built.naming)
             progress("pack", done, total, str(planned.group))
         stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), rows, plan.left_out)
-        stated = replace(stated, raw=stated.to_bytes(rows.lines))
-        rows.lines.clear()  # a large environment has 200 bytes for each file
+        stated = replace(stated, raw=stated.to_bytes(lines))
+        lines.clear()  # a large environment has 200 bytes for each file
         archive_id = digest.blake(stated.raw)
         tail_bytes = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
     except OSError as error:
@@ -402,50 +402,30 @@ def _write(
     return _Written(archive_id.hex(), offset + tail_bytes, tail_bytes, stated, frame_groups, n_naming, work)
 
 
-class ManifestRows(Sequence[Member]):
-    """The manifest's rows of a plan's members, in columns: a row is made when somebody asks for it."""
-
-    def __init__(self, members: Members) -> None:
-        self._members = members
-        self._mtimes: list[int] = []
-        self._digests: list[bytes] = []
-        self._groups: list[int] = []
-        self.lines: list[bytes] = []  # of the manifest
-
-    def add(self, members: Members, mtimes: Sequence[int], slices: Sequence[bytes], group: int) -> None:
-        """Add what was learnt of the next ones, all of one group: `slices` are the digests of their slices."""
-        first = len(self)
-        digests = [found if len(found) <= digest.N_BYTES else digest.file_digest(found) for found in slices]
-        self._mtimes += mtimes
-        self._digests += digests
-        self._groups += [group] * len(members)
-        # As they follow one another: files of which there is little to say, and others.
-        start = 0
-        for stop in [*members.others, len(members)]:
-            if start < stop:
-                run = slice(start, stop)
-                times, joined = array("q", mtimes[run]), b"".join(digests[run])
-                modes, sizes, verdicts = members.modes[run], members.sizes[run], members.verdicts[run]
-                self.lines.append(file_lines(members.paths[run], modes, times, sizes, joined, verdicts, group))
-            if stop < len(members):
-                self.lines.append(member_line(self[first + stop]).encode("ascii"))
-            start = stop + 1
-
-    def __len__(self) -> int:
-        return len(self._mtimes)
-
-    @overload
-    def __getitem__(self, index: int) -> Member: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Member]: ...
-    def __getitem__(self, index: int | slice) -> Member | list[Member]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(len(self))[index]]
-        member = self._members[index]
-        return Member(
-            member.kind, member.path, member.mode, self._mtimes[index], member.n_bytes, member.target,
-            self._digests[index], self._groups[index], member.final_mode, member.verdict, member.not_relocated,
-        )  # fmt: skip
+def _add_rows(
+    rows: Rows, lines: list[bytes], members: Members, mtimes: Sequence[int], slices: Sequence[bytes], group: int
+) -> None:
+    """Add the next members, all of one group, to the manifest's rows and lines: `slices` are their slices' digests."""
+    digests = [found if len(found) <= digest.N_BYTES else digest.file_digest(found) for found in slices]
+    # As they follow one another: files of which there is little to say, and others.
+    start = 0
+    for stop in [*members.others, len(members)]:
+        if start < stop:
+            run = slice(start, stop)
+            paths, verdicts = members.paths[run], members.verdicts[run]
+            modes, sizes, times = as_table(members.modes[run]), as_table(members.sizes[run]), array("q", mtimes[run])
+            joined = b"".join(digests[run])
+            rows.add_files(paths, modes, times, array("q", [group]) * len(paths), sizes, joined, verdicts)
+            lines.append(file_lines(paths, modes, times, sizes, joined, verdicts, group))
+        if stop < len(members):
+            member = members[stop]
+            row = Member(
+                member.kind, member.path, member.mode, mtimes[stop], member.n_bytes, member.target, digests[stop],
+                group, member.final_mode, member.verdict, member.not_relocated,
+            )  # fmt: skip
+            rows.add(row)
+            lines.append(member_line(row).encode("ascii"))
+        start = stop + 1
 
 
 def _header(plan: Plan, format_: Format, level: int) -> dict[str, object]:

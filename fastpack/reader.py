@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 import os
 import stat
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from fastpack import container, digest, pagecache
-from fastpack._batch_py import BLOCK, NAME
 from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive, UsageError
 from fastpack.frames import Locator, open_descriptor, read_manifest
-from fastpack.manifest import BROKEN, Manifest, Member, tar_headers
+from fastpack.manifest import BROKEN, Manifest
 from fastpack.model import Kind
+from fastpack.native import batch
+from fastpack.rows import Member, Rows
 from fastpack.stat_table import FrameFiles
 
 #: Up to this size of the list of relocations no ratio to its compressed bytes counts; beyond, more than that is a bomb.
@@ -42,60 +47,116 @@ class Segment(NamedTuple):
         return plain[self.at : self.at + self.stop - self.start]
 
 
+class Content(NamedTuple):
+    """A frame's bytes, and of each member in it, `first` and those that follow: where its data lie, and their slices'
+    digests (nothing for what is no file)."""
+
+    plain: memoryview
+    first: int
+    starts: array[int]
+    lengths: array[int]
+    slices: list[bytes]
+
+    def of(self, member: int) -> memoryview:
+        """The data of a member."""
+        start = self.starts[member - self.first]
+        return self.plain[start : start + self.lengths[member - self.first]]
+
+
 #: `Segment` of a row of all its fields, which takes a fifth of the time.
 _AS_SEGMENT: Callable[[tuple[int, ...]], Segment] = functools.partial(tuple.__new__, Segment)
 
 
-def lay_out(manifest: Manifest) -> list[list[Segment]]:
+class Layout(Sequence[list[Segment]]):
+    """Which parts of which members each frame holds; a frame's segments are made when somebody asks for them.
+
+    `at` (the place of its data in the frame where these begin), `owners` (that frame) and `headers` (bytes) are of each
+    member; `parts` has, by frame and member, the segments that are parts of one.
+    """
+
+    def __init__(self, rows: Rows, n_frames: int, headers: array[int]) -> None:
+        self.rows = rows
+        self.headers = headers
+        self.at, self.owners = array("q", bytes(8 * len(rows))), array("q", bytes(8 * len(rows)))
+        self.parts: dict[int, dict[int, Segment]] = {}
+        self._n_frames = n_frames
+
+    def __len__(self) -> int:
+        return self._n_frames
+
+    @overload
+    def __getitem__(self, index: int) -> list[Segment]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Segment]]: ...
+    def __getitem__(self, index: int | slice) -> list[Segment] | list[list[Segment]]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
+        index = range(len(self))[index]
+        parts, sizes = self.parts.get(index, {}), self.rows.sizes
+        return [
+            parts.get(member) or _AS_SEGMENT((member, self.at[member], 0, sizes[member], self.headers[member]))
+            for member in range(*self.members(index))
+        ]
+
+    def members(self, index: int) -> tuple[int, int]:
+        """The first member that a frame holds a part of, and one more than the last."""
+        first, last = bisect_left(self.owners, index), bisect_right(self.owners, index)
+        return (first - 1 if first - 1 in self.parts.get(index, ()) else first), last
+
+    def frames_of(self, member: int) -> list[int]:
+        """The frames that hold a member, in order."""
+        first = self.owners[member]
+        further = itertools.takewhile(lambda index: member in self.parts.get(index, ()), range(first + 1, len(self)))
+        return [first, *further]
+
+
+def lay_out(manifest: Manifest) -> Layout:
     """Which parts of which members each frame holds, from the sizes alone.
 
     Raises
     ------
     DamagedArchive : the members do not fill the frames exactly.
     """
-    root = manifest.arcroot + "/" if manifest.arcroot else ""
-    plain_name = NAME - len(root)
-    sizes = [frame.plain_bytes for frame in manifest.frames]
-    layout: list[list[Segment]] = [[] for _ in sizes]
-    frame = position = 0
-    for index, member in enumerate(manifest.members):
-        while frame < len(sizes) and position == sizes[frame]:
-            frame, position = frame + 1, 0
-        path, n_bytes = member.path, member.n_bytes
-        if len(path) < plain_name and path.isascii() and not member.target:
-            header_bytes = BLOCK  # of nearly all of them
-        else:
-            header_bytes = _header_bytes(member, root)
-        position += header_bytes
-        if frame < len(sizes) and position + n_bytes + -n_bytes % BLOCK <= sizes[frame]:
-            layout[frame].append(_AS_SEGMENT((index, position, 0, n_bytes, header_bytes)))
-            position += n_bytes + -n_bytes % BLOCK
-            continue
-        done = 0
-        first = True
-        while True:
-            if frame >= len(sizes) or position > sizes[frame]:
-                raise DamagedArchive("the manifest's members do not fit its frames", path=member.path)
-            take = min(sizes[frame] - position, member.n_bytes - done)
-            layout[frame].append(Segment(index, position, done, done + take, header_bytes if first else 0))
-            position += take
-            done += take
-            first = False
-            if done == member.n_bytes:
-                break
-            frame, position = frame + 1, 0
-        position += container.padding(member.n_bytes)
-        if position > sizes[frame]:
-            raise DamagedArchive("the manifest's members do not fit its frames", path=member.path)
+    rows = manifest.members if isinstance(manifest.members, Rows) else Rows(manifest.members)
+    sizes = array("q", [frame.plain_bytes for frame in manifest.frames])
+    layout = Layout(rows, len(sizes), rows.header_lengths(manifest.arcroot))
+    member = frame = position = 0
+    while True:
+        member, frame, position = batch.lay_whole(
+            layout.headers, rows.sizes, sizes, member, frame, position, layout.at, layout.owners
+        )
+        if member == len(rows):
+            break
+        frame, position = _lay_in_parts(layout, sizes, member, frame, position)
+        member += 1
     if frame != len(sizes) - 1 or position != sizes[frame]:
         raise DamagedArchive("the manifest's members do not fill its frames", found=f"frame {frame} of {len(sizes)}")
     return layout
 
 
-def _header_bytes(member: Member, root: str) -> int:
-    """The length of a member's tar header, with the GNU long-name members before it."""
-    (name,), (text,) = container.raw_names([member.kind], root, [member.path], [member.target])
-    return container.header_bytes(name, text)
+def _lay_in_parts(layout: Layout, sizes: array[int], member: int, frame: int, position: int) -> tuple[int, int]:
+    """Lay a member that one frame does not hold whole: (frame, position) behind it."""
+    n_bytes, header_bytes = layout.rows.sizes[member], layout.headers[member]
+    misfit = DamagedArchive("the manifest's members do not fit its frames", path=layout.rows.paths[member])
+    position += header_bytes
+    layout.at[member], layout.owners[member] = position, frame
+    done = 0
+    while True:
+        if frame >= len(sizes) or position > sizes[frame]:
+            raise misfit
+        take = min(sizes[frame] - position, n_bytes - done)
+        segment = Segment(member, position, done, done + take, header_bytes)
+        layout.parts.setdefault(frame, {})[member] = segment
+        position += take
+        done += take
+        header_bytes = 0
+        if done == n_bytes:
+            break
+        frame, position = frame + 1, 0
+    position += container.padding(n_bytes)
+    if position > sizes[frame]:
+        raise misfit
+    return frame, position
 
 
 class FrameReader:
@@ -114,6 +175,7 @@ class FrameReader:
         self._codec = codec
         self._manifest = manifest
         self.layout = lay_out(manifest)
+        self.rows = self.layout.rows
         size = os.fstat(descriptor).st_size
         self._offsets = {k: frame.offset for k, frame in enumerate(manifest.frames)} if offsets is None else offsets
         for index, offset in self._offsets.items():
@@ -127,12 +189,18 @@ class FrameReader:
 
     def files_of(self, index: int) -> list[Member]:
         """The files that a frame holds, whole or in part."""
-        members = [self._manifest.members[segment.member] for segment in self.layout[index]]
+        members = self.rows[slice(*self.layout.members(index))]
         return [member for member in members if member.kind is Kind.FILE]
 
     def place_of(self, index: int) -> FrameFiles:
         """The files that a frame holds, and where in the first one it begins."""
-        return FrameFiles([member.path for member in self.files_of(index)], self.layout[index][0].start)
+        first, last = self.layout.members(index)
+        paths = self.rows.paths[first:last]
+        if others := self.rows.others_in(first, last):
+            odd = {k for k in others if self.rows.kind(k) is not Kind.FILE}
+            paths = [path for k, path in enumerate(paths, first) if k not in odd]
+        parts = self.layout.parts.get(index, {})
+        return FrameFiles(paths, parts[first].start if first in parts else 0)
 
     def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
         """Put all files of a frame where they belong without reading it, if that can be. Of an archive it cannot.
@@ -157,6 +225,14 @@ class FrameReader:
     def check_unchanged(self, member: Member) -> None:
         """Whether a file that was shared or trusted has not changed since."""
 
+    def shared_bytes(self) -> int:
+        """Bytes of the files that share theirs with another environment."""
+        if not self.shared:
+            return 0
+        return sum(
+            n_bytes for path, n_bytes in zip(self.rows.paths, self.rows.sizes, strict=True) if path in self.shared
+        )
+
     def packed(self, index: int) -> memoryview:
         """A frame's compressed bytes; DamagedArchive if the archive ends before they do."""
         frame = self._manifest.frames[index]
@@ -168,56 +244,53 @@ class FrameReader:
             raise DamagedArchive(f"the archive is cut off in frame {index}")
         return packed
 
-    def frames_of(self, member: int) -> list[int]:
-        """The frames that hold a member, in order."""
-        return [index for index, segments in enumerate(self.layout) if any(s.member == member for s in segments)]
-
-    def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
-        """A frame's bytes, and its segments with their slice digests.
+    def read(self, index: int) -> Content:
+        """A frame's bytes, and the digests of what it holds.
 
         Raises
         ------
         DamagedArchive : it is not what the manifest says; nothing of it was used.
         """
-        frame = self._manifest.frames[index]
-        members = self._manifest.members
+        first, last = self.layout.members(index)
         plain = self._plain(index)
-        found: list[tuple[Segment, bytes]] = []
-        hashed: list[bytes] = []
         headers = self._headers(index)
-        position = end = 0
-        for segment in self.layout[index]:
-            n_header = segment.header_bytes
-            if n_header:
-                header = headers[position : position + n_header]
-                position += n_header
-                # With what fills up the block before it.
-                if plain[end : segment.at] != bytes(segment.at - n_header - end) + header:
-                    raise DamagedArchive(
-                        "the tar stream and the manifest disagree", path=members[segment.member].path,
-                        found=f"in frame {index}",
-                    )  # fmt: skip
-                hashed.append(header)
-            data = segment.of(plain)
-            end = segment.at + len(data)
-            slices = digest.slice_digests(data) if members[segment.member].kind is Kind.FILE else b""
-            hashed.append(slices)
-            found.append((segment, slices))
-        if plain[end:] != bytes(len(plain) - end) or digest.frame_digest(hashed) != frame.digest:
-            names = [members[segment.member].path for segment, _ in found[:1]]
+        starts, lengths = self.layout.at[first:last], self.rows.sizes[first:last]
+        of_headers = self.layout.headers[first:last]
+        for member, segment in self.layout.parts.get(index, {}).items():
+            starts[member - first], lengths[member - first] = segment.at, segment.stop - segment.start
+            of_headers[member - first] = segment.header_bytes
+        odd = batch.odd_place(plain, headers, of_headers, starts, lengths)
+        if 0 <= odd < len(starts):
             raise DamagedArchive(
-                f"frame {index} does not have the digest the manifest states", path=names[0] if names else None
+                "the tar stream and the manifest disagree", path=self.rows.paths[first + odd], found=f"in frame {index}"
             )
-        return plain, found
+        stops = list(map(operator.add, starts, lengths))
+        slices = digest.slices_of_each(plain, starts, stops)
+        for k in self.rows.others_in(first, last):
+            if self.rows.kind(k) is not Kind.FILE:
+                slices[k - first] = b""
+        ends = itertools.accumulate(of_headers, initial=0)
+        hashed = itertools.chain.from_iterable(
+            (headers[start:stop], found) for (start, stop), found in zip(itertools.pairwise(ends), slices, strict=True)
+        )
+        if odd >= 0 or digest.frame_digest(hashed) != self._manifest.frames[index].digest:
+            path = self.rows.paths[first] if first < last else None
+            raise DamagedArchive(f"frame {index} does not have the digest the manifest states", path=path)
+        return Content(plain, first, starts, lengths, slices)
 
     def _plain(self, index: int) -> memoryview:
         """A frame's bytes, whatever they are."""
         return memoryview(self._codec.decompress(self.packed(index), self._manifest.frames[index].plain_bytes))
 
+    def _begun(self, index: int) -> tuple[int, int]:
+        """The first member that begins in a frame, and one more than the last."""
+        first, last = self.layout.members(index)
+        parts = self.layout.parts.get(index, {})
+        return (first + 1 if first in parts and not parts[first].header_bytes else first), last
+
     def _headers(self, index: int) -> bytes:
         """The headers of the members that begin in a frame, one after the other, as the manifest has them."""
-        begun = [self._manifest.members[segment.member] for segment in self.layout[index] if segment.header_bytes]
-        return tar_headers(begun, self._manifest.arcroot) if begun else b""
+        return self.rows.headers(*self._begun(index), self._manifest.arcroot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,15 +312,13 @@ class Archive:
         """A file's bytes as they lie in the archive, frame by frame; the last piece only if its digest is right."""
         member = self.manifest.members[index]
         slices = b""
-        for frame in self.reader.frames_of(index):
-            plain, segments = self.reader.read(frame)
-            for segment, found in segments:
-                if segment.member != index:
-                    continue
-                slices += found
-                if segment.stop == member.n_bytes and digest.file_digest(slices) != member.digest:
-                    raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
-                yield segment.of(plain)
+        frames = self.reader.layout.frames_of(index)
+        for frame in frames:
+            content = self.reader.read(frame)
+            slices += content.slices[index - content.first]
+            if frame == frames[-1] and digest.file_digest(slices) != member.digest:
+                raise DamagedArchive("a file does not have the digest the manifest states", path=member.path)
+            yield content.of(index)
 
 
 #: First bytes of formats that are only written and unpacked.
@@ -291,21 +362,19 @@ def open_archive(path: str) -> Iterator[Archive]:
 
 def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFile]:
     """The relocations, from their member near the archive's end, and every check that needs no file's bytes."""
-    wanted = next((i for i, member in enumerate(manifest.members) if member.path == RELOCATIONS), None)
+    paths = manifest.members.paths
+    wanted = paths.index(RELOCATIONS) if RELOCATIONS in paths else None
     if wanted is None:
         raise DamagedArchive("the archive has no relocations", path=RELOCATIONS)
-    frames = reader.frames_of(wanted)
-    n_bytes = manifest.members[wanted].n_bytes
+    frames = reader.layout.frames_of(wanted)
+    n_bytes = manifest.members.sizes[wanted]
     if n_bytes > max(MODEST_LIST, MAX_RATIO * sum(manifest.frames[index].packed_bytes for index in frames)):
         raise DamagedArchive("the relocations would not fit into memory", path=RELOCATIONS, found=f"{n_bytes} bytes")
-    parts: list[memoryview] = []
-    for index in frames:
-        plain, segments = reader.read(index)
-        parts += [segment.of(plain) for segment, _ in segments if segment.member == wanted]
+    parts = [reader.read(index).of(wanted) for index in frames]
     return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)
 
 
-def check_relocated(data: bytes, members: Sequence[Member], archive_form: bool) -> list[RelocatedFile]:
+def check_relocated(data: bytes, members: Rows, archive_form: bool) -> list[RelocatedFile]:
     """Read ``relocations.json`` and hold it against the members.
 
     Raises
@@ -318,17 +387,19 @@ def check_relocated(data: bytes, members: Sequence[Member], archive_form: bool) 
         raise DamagedArchive(
             f"the relocations are broken ({type(error).__name__}: {error})", path=RELOCATIONS
         ) from None
-    known = {member.path: member for member in members if member.kind is Kind.FILE}
+    wanted = {file.path for file in files}
+    places = [index for index, path in enumerate(members.paths) if path in wanted and members.kind(index) is Kind.FILE]
+    known = {members.paths[index]: members.sizes[index] for index in places}
     seen: set[str] = set()
     for file in files:
-        member = known.get(file.path)
-        if member is None or file.path in seen or file.path.startswith(".fastpack/"):
+        n_bytes = known.get(file.path)
+        if n_bytes is None or file.path in seen or file.path.startswith(".fastpack/"):
             raise DamagedArchive("relocations of a file that is not in the archive", path=file.path)
         seen.add(file.path)
-        if archive_form and member.n_bytes != file.n_bytes:
+        if archive_form and n_bytes != file.n_bytes:
             raise DamagedArchive(
                 "the relocations are of a file of another size", path=file.path, expected=file.n_bytes,
-                found=member.n_bytes,
+                found=n_bytes,
             )  # fmt: skip
         reach = 0
         for item in file.items:

@@ -23,12 +23,13 @@ from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
-from fastpack.manifest import Manifest, Member, members_beside
+from fastpack.manifest import Manifest, members_beside
 from fastpack.model import Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.parallel import Scratch
-from fastpack.reader import AT_ONCE, FrameReader, Segment
+from fastpack.reader import AT_ONCE, Content, FrameReader, Segment
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
+from fastpack.rows import Member
 from fastpack.stat_table import SeenFrames
 
 
@@ -266,7 +267,7 @@ class _Rebuilder(FrameReader):
         if how == CLONED and any(code in CANNOT_SHARE for code in failed.values()):
             self._reflink = False
 
-    def read(self, index: int) -> tuple[memoryview, list[tuple[Segment, bytes]]]:
+    def read(self, index: int) -> Content:
         try:
             return super().read(index)
         except DamagedArchive:

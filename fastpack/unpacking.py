@@ -36,7 +36,7 @@ from fastpack.errors import DamagedArchive, HostileArchive, NotAnEnvironment, Pr
 from fastpack.extracting import extractor, finish_directories, make_links, write_manifest
 from fastpack.frames import open_descriptor, read_archive_id, read_manifest
 from fastpack.fs import alone_in, explain_os_error, leads_out
-from fastpack.manifest import Manifest, Member
+from fastpack.manifest import Manifest
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
 from fastpack.reader import FrameReader, check_relocated, read_relocated
@@ -254,14 +254,14 @@ def _check_links(job: _Job, links: Mapping[str, str], declared: frozenset[str] |
     return warnings
 
 
-def _check_lengths(job: _Job, members: Sequence[Member]) -> None:
+def _check_lengths(job: _Job, paths: Sequence[str]) -> None:
     """No path that the system could not open (PATH_MAX, with the partial directory's name in it)."""
-    longest = max(members, key=lambda m: len(m.path) if m.path.isascii() else len(os.fsencode(m.path)), default=None)
+    longest = max(paths, key=lambda path: len(path) if path.isascii() else len(os.fsencode(path)), default="")
     room = _PATH_MAX - len(os.fsencode(job.destination)) - len(".fastpack-partial-01234567/.fastpack-new-1234567-/")
-    if longest is not None and len(os.fsencode(longest.path)) > room:
+    if len(os.fsencode(longest)) > room:
         raise PrefixTooLong(
-            "a file's path would be longer than the system allows", path=longest.path,
-            expected=f"at most {room} bytes below {job.destination}", found=f"{len(os.fsencode(longest.path))} bytes",
+            "a file's path would be longer than the system allows", path=longest,
+            expected=f"at most {room} bytes below {job.destination}", found=f"{len(os.fsencode(longest))} bytes",
             hint="choose a shorter destination",
         )  # fmt: skip
 
@@ -279,10 +279,12 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
         raise DamagedArchive(f"the archive cannot be read ({error.strerror})", path=job.archive) from None
     warnings += check_target(prefix, relocated, job.options.strict or bool(manifest.header.get("strict")))
     warnings += _check_links(job, *manifest.links())
-    _check_lengths(job, manifest.members)
-    total = sum(member.n_bytes for member in manifest.members)
-    n_blocks = sum(-(-member.n_bytes // 4096) for member in manifest.members) + len(manifest.members)
-    names = [member.path for member in manifest.members if member.kind is not Kind.DIRECTORY]
+    members = manifest.members
+    _check_lengths(job, members.paths)
+    total = sum(members.sizes)
+    n_blocks = sum(-(-n_bytes // 4096) for n_bytes in members.sizes) + len(members)
+    directories = {member.path for member in members.of_kind(Kind.DIRECTORY)}
+    names = [path for path in members.paths if path not in directories]
     with job.destination_for(names, n_blocks * 4096) as where:
         try:
             root = where.root
@@ -300,8 +302,8 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             else:
                 unsigned = _move_to(job, root, archive_id, relocated)
             warnings += unsigned_warnings(unsigned)
-            make_links(root, manifest.members)
-            finish_directories(root, manifest.members)
+            make_links(root, members)
+            finish_directories(root, members)
             if at_once:
                 frames = [reader.place_of(index) for index in range(len(manifest.frames))]
                 remember_frames(root, job.destination, archive_id, frames, job.threads)
@@ -315,9 +317,9 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
         archive_id=archive_id,
         foreign=False,
         unchanged=False,
-        n_files=sum(member.kind in (Kind.FILE, Kind.HARDLINK) for member in manifest.members),
+        n_files=members.n_files + len(members.of_kind(Kind.HARDLINK)),
         n_relocated_files=len(relocated),
-        written_bytes=total - sum(member.n_bytes for member in manifest.members if member.path in reader.shared),
+        written_bytes=total - reader.shared_bytes(),
         elapsed_seconds=time.monotonic() - job.started,
         n_shared_files=len(reader.shared),
         warnings=tuple(warnings),

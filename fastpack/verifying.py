@@ -34,13 +34,14 @@ from fastpack.frames import trailer
 from fastpack.fs import leads_out
 from fastpack.installed import read_installed, same_place
 from fastpack.listing import walk
-from fastpack.manifest import MANIFEST, Manifest, Member
+from fastpack.manifest import MANIFEST, Manifest
 from fastpack.model import Kind, Progress, Verdict, VerifyReport, Warned, silent
 from fastpack.parallel import default_threads, ordered_map
 from fastpack.reader import Archive, open_archive, read_relocated
 from fastpack.rebuilding import archived
 from fastpack.records import parse_records
 from fastpack.relocation import KERNELS, ArchiveForm, Edited, placing_edits
+from fastpack.rows import Member
 
 
 def verify(target: str, *, deep: bool = False, n_threads: int = 0, progress: Progress = silent) -> VerifyReport:
@@ -148,11 +149,11 @@ def _verify_archive(archive: Archive, deep: bool, threads: int, progress: Progre
         try:
             if digest.blake(reader.packed(index)) != manifest.frames[index].packed_digest:
                 return {}, {}, f"frame {index}: its compressed bytes do not have the digest the manifest states"
-            plain, segments = reader.read(index)
-            for segment, found in segments:
-                slices[segment.member] = found
-                if content.wants(manifest.members[segment.member]):
-                    shown[segment.member] = bytes(segment.of(plain))
+            frame = reader.read(index)
+            for member, found in enumerate(frame.slices, frame.first):
+                slices[member] = found
+                if content.wants(manifest.members[member]):
+                    shown[member] = bytes(frame.of(member))
         except DamagedArchive as error:
             return {}, {}, f"{'' if 'frame' in error.message else f'frame {index}: '}{error.message}"
         return slices, shown, None
@@ -194,7 +195,7 @@ def _verify_archive(archive: Archive, deep: bool, threads: int, progress: Progre
         kind="archive",
         archive_id=archive.archive_id,
         deep=deep,
-        n_files=sum(member.kind is Kind.FILE for member in manifest.members),
+        n_files=manifest.members.n_files,
         n_frames=len(manifest.frames),
         n_bytes=total,
         n_proven=content.n_proven,
@@ -299,7 +300,7 @@ def _verify_prefix(root: str, threads: int, progress: Progress) -> VerifyReport:
     on_disk = {found.path: found for found in walk(root)}
     outcomes = _relocated_outcomes(root, prefix, relocated, state or {}, manifest)
     groups: dict[int, Counter[str]] = {}
-    total = sum(member.n_bytes for member in manifest.members)
+    total = sum(manifest.members.sizes)
     done = 0
 
     def condition(member: Member) -> str:
@@ -348,7 +349,7 @@ def _verify_prefix(root: str, threads: int, progress: Progress) -> VerifyReport:
         kind="prefix",
         archive_id=archive_id,
         deep=False,
-        n_files=sum(member.kind in (Kind.FILE, Kind.HARDLINK) for member in manifest.members),
+        n_files=manifest.members.n_files + len(manifest.members.of_kind(Kind.HARDLINK)),
         n_frames=0,
         n_bytes=total,
         n_proven=0,

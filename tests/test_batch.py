@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import stat
 import tarfile
 from array import array
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastpack import _batch, _batch_py, container
+from fastpack import _batch, _batch_py, container, manifest
 from fastpack._batch_py import CLONED, COPIED, LINKED
 from fastpack.model import Kind
 
@@ -242,6 +244,29 @@ def test_names_in_many_folders(batch: ModuleType, tmp_path: Path, folder: int) -
             assert out[8 * k : 8 * k + 8].decode().rstrip() == name.replace("link", "ab")
 
 
+@BOTH
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o777])
+def test_modes_are_what_was_asked_for(batch: ModuleType, tmp_path: Path, folder: int, umask: int) -> None:
+    """Whatever the umask takes; in many folders, as they are read from there."""
+    os.makedirs(tmp_path / "a/b")
+    names = ["top", "a/one", "a/b/two", "a/b/three", "a/four", "gone/five", "a/one"]
+    modes, count = table(0o644, 0o755, 0o600, 0o444, 0, 0o644, 0o644), len(names)
+    before = os.umask(umask)
+    try:
+        failed = batch.write_files(
+            folder, names, b"x", table(*[0] * count), table(*[1] * count), modes, table(*range(count))
+        )
+    finally:
+        os.umask(before)
+    assert failed == [(5, errno.ENOENT), (6, errno.EEXIST)]
+    stats = batch.stat_files(folder, names)
+    for k, name in enumerate(names[:5]):
+        info = os.stat(tmp_path / name)
+        assert (stat.S_IMODE(info.st_mode), info.st_mtime, info.st_size) == (modes[k], k, 1)
+        assert list(stats[7 * k : 7 * k + 3]) == [info.st_mode, 1, k * 10**9]
+    assert not any(stats[7 * 5 : 7 * 6]) and stats[7 * 6 : 7 * 7] == stats[7:14]
+
+
 numbers = st.integers(0, 2**63 - 1)
 quoted = st.text(st.characters(codec="ascii", exclude_characters="\0"))
 
@@ -265,6 +290,110 @@ def test_lines_of_a_manifest_are_checked(batch: ModuleType) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match="different lengths|negative"):
             batch.file_lines(*columns)
+
+
+small = st.integers(0, 600)
+#: Numbers as a manifest may have them, and as none of ours has.
+as_text = st.one_of(
+    st.integers(0, 0o777).map(str),
+    st.sampled_from(["0", "00", "-1", "1.0", "", "8589934591", "8589934592", "9" * 18, "9" * 19]),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(as_text, as_text, as_text, as_text, quoted, st.booleans(), st.sampled_from(["", "x", " ", "\n"]))
+    )
+)
+def test_lines_of_a_manifest_are_read(rows: list[tuple[str, str, str, str, str, bool, str]]) -> None:
+    """By both the same, from any place on; what JSON makes of them is the same."""
+    text = b""
+    for mode, mtime, group, size, path, verdict, between in rows:
+        line = f'{{"path":{json.dumps(path)},"kind":"file","mode":{mode},"mtime":{mtime},"group":{group},"size":{size}'
+        line += ',"digest":"' + "0a" * 32 + '"' + (f',"verdict":{json.dumps(path[::-1])}' if verdict else "")
+        text += f"{line}}}\n{between}".encode()
+    for start in {0, len(text), len(text) // 2, *(k + 1 for k, byte in enumerate(text) if byte == 10)}:
+        read = _batch.read_lines(text, start)
+        assert read == _batch_py.read_lines(text, start)
+        parsed = [json.loads(line) for line in text[start : read.stop].splitlines()]
+        assert [(row["path"], row["mode"], row["mtime"], row["group"], row["size"]) for row in parsed] == list(
+            zip(read.paths, read.modes, read.mtimes, read.groups, read.sizes, strict=True)
+        )
+        assert [row.get("verdict", "") for row in parsed] == read.verdicts
+        assert read.digests == b"\x0a" * 32 * len(parsed)
+        assert all(row["mode"] <= 0o777 and row["mtime"] < 1 << 33 for row in parsed)
+
+
+@BOTH
+def test_lines_are_read_up_to_the_first_other_one(batch: ModuleType) -> None:
+    columns = (["a", "b/c"], table(0o644, 0o755), table(1, 2), table(4, 5), b"\1" * 32 + b"\xfe" * 32, ["", "proven"])
+    text = manifest.file_lines(*columns, 7)
+    read = batch.read_lines(text, 0)
+    assert read == (len(text), *columns[:3], table(7, 7), *columns[3:])
+    for at in range(len(text)):  # a byte more, less or another
+        for other in (text[:at] + text[at + 1 :], text[:at] + b"\0" + text[at + 1 :], text[:at]):
+            assert batch.read_lines(other, 0).stop in (0, text.index(b"\n") + 1, len(other))
+    assert batch.read_lines(text + b'{"left_out":"x"}', 0).stop == len(text)
+    for start in (-1, len(text) + 1):
+        with pytest.raises(ValueError, match="outside"):
+            batch.read_lines(text, start)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([512, 1536]), small)), st.lists(st.integers(1, 4).map(lambda k: 512 * k)), small
+)
+def test_members_are_laid_into_frames(members: list[tuple[int, int]], frames: list[int], position: int) -> None:
+    columns = [table(*column) for column in zip(*members, strict=True)] if members else [table(), table()]
+    laid = []
+    for batch in (_batch, _batch_py):
+        at, owners = table(*[-1] * len(members)), table(*[-1] * len(members))
+        laid.append((batch.lay_whole(*columns, table(*frames), 0, 0, position, at, owners), at, owners))
+    assert laid[0] == laid[1]
+
+
+@BOTH
+def test_laying_is_checked(batch: ModuleType) -> None:
+    one = table(1)
+    for columns in (
+        (one, table(), one, 0, 0, 0, one, one), (table(), one, one, 0, 0, 0, one, one), (one, one, one, 0, 0, 0, table(), one),
+        (one, one, one, 0, 0, 0, one, table()), (one, one, one, -1, 0, 0, one, one), (one, one, one, 0, -1, 0, one, one),
+        (one, one, one, 0, 0, -1, one, one),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="different lengths|negative"):
+            batch.lay_whole(*columns)
+    huge = table((1 << 62) - 1)
+    assert batch.lay_whole(table(512), huge, table(1 << 26), 0, 0, 0, table(0), table(0)) == (0, 0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 2, 5]), st.integers(0, 4), st.integers(0, 3)), max_size=5), st.data())
+def test_what_is_beside_the_data(members: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    plain, headers, columns = bytearray(), b"", (table(), table(), table())
+    for length, size, gap in members:
+        header = bytes(range(1, length + 1))
+        plain += bytes(gap) + header
+        for column, number in zip(columns, (length, len(plain), size), strict=True):
+            column.append(number)
+        headers += header
+        plain += b"\0d\0d"[:size]
+    plain += bytes(2)
+    assert _batch.odd_place(plain, headers, *columns) == _batch_py.odd_place(plain, headers, *columns) == -1
+    at = data.draw(st.integers(0, len(plain) - 1))
+    plain[at] ^= 0x40
+    found = _batch.odd_place(plain, headers, *columns)
+    assert found == _batch_py.odd_place(plain, headers, *columns)
+    inside = any(start <= at < start + size for start, size in zip(*columns[1:], strict=True))
+    assert found == (-1 if inside else next((k for k, start in enumerate(columns[1]) if at < start), len(members)))
+
+
+@BOTH
+def test_places_beside_the_data_are_checked(batch: ModuleType) -> None:
+    plain, header = bytes(10), bytes(4)
+    for columns in (
+        (table(4), table(3), table(1)), (table(5), table(5), table(1)), (table(-1), table(4), table(1)),
+        (table(2, 2), table(4, 5), table(1, 1)), (table(4), table(4), table(7)), (table(4), table(4, 5), table(1)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="outside|different lengths"):
+            batch.odd_place(plain, header, *columns)
 
 
 # --- files shared by two directories

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 import fastpack
-from fastpack import errors
+from fastpack import errors, frames
 from fastpack._place_py import content_mtime
 from fastpack.building import content_mtimes
 from fastpack.frames import read_manifest, read_seek_table
@@ -493,3 +493,59 @@ def test_several_environments_need_a_directory_and_names_of_their_own(made: str,
 def test_times_of_many_files_are_those_of_each() -> None:
     digests = [bytes(32), b"\xff" * 32, *(os.urandom(32) for _ in range(100))]
     assert content_mtimes(digests) == list(map(content_mtime, digests))
+
+
+# --- a plain tar, whose manifest is found from its end
+
+
+@pytest.mark.parametrize("arcroot", ["", "top", "r" * 120])
+def test_the_manifest_of_a_tar_is_found_from_its_end(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arcroot: str
+) -> None:
+    """With headers of long names, it is walked to: the same is found."""
+    out = str(tmp_path / "a.tar")
+    fastpack.pack(prefix=made, output=out, arcroot=arcroot)
+    size = os.stat(out).st_size
+    with open(out, "rb") as file:
+        found, walked = (way(file.fileno(), size) for way in (frames._written_last, frames._walked_last))
+    assert walked is not None and found == (None if len(arcroot) > 100 else walked)
+    monkeypatch.setattr(frames, "_PIECE", 512)  # it begins before the last piece, and before the one before that
+    with open(out, "rb") as file:
+        assert frames._written_last(file.fileno(), size) == found
+    wanted = manifest_of(out)
+    monkeypatch.setattr(frames, "_written_last", lambda descriptor, size: None)
+    assert manifest_of(out) == wanted and wanted.arcroot == arcroot
+
+
+def test_a_tar_in_a_tar_is_not_taken_for_it(made: str, tmp_path: Path) -> None:
+    """Another's tar that ends as one of ours does, and one of ours that has one of ours in it."""
+    inner, outer = tmp_path / "a.tar", tmp_path / "b.tar"
+    fastpack.pack(prefix=made, output=str(inner))
+    for first in ("x", ".fastpack/pack.json"):
+        with tarfile.open(outer, "w", format=tarfile.GNU_FORMAT) as tar:
+            info = tarfile.TarInfo(first)
+            tar.addfile(info)
+            tar.add(inner, "a.tar")
+        with open(outer, "rb") as file:
+            assert read_manifest(file.fileno(), str(outer)) is None
+    write(made, "share/a.tar", inner.read_bytes())
+    write(made, "zz/last.tar", inner.read_bytes())
+    fastpack.pack(prefix=made, output=str(outer), force=True)
+    assert {"share/a.tar", "zz/last.tar"} <= {member.path for member in manifest_of(str(outer)).members}
+    assert fastpack.verify(str(outer)).problems == ()
+
+
+def test_a_tar_whose_end_is_not_ours_is_walked(made: str, tmp_path: Path) -> None:
+    out = tmp_path / "a.tar"
+    fastpack.pack(prefix=made, output=str(out))
+    data = out.read_bytes()
+    for changed, message in (
+        (data + bytes(512), None), (data[:-512], "cut off"), (data + b"x", None), (data + b"x" * 512, None),
+        (data[:-1024], "cut off"), (data[:-2000] + b"!" + data[-1999:], "not the one that was written"),
+    ):  # fmt: skip
+        out.write_bytes(changed)
+        if message is None:  # behind a tar's end there may be anything
+            assert len(manifest_of(str(out)).members) > 3
+        else:
+            with pytest.raises(errors.DamagedArchive, match=message):
+                manifest_of(str(out))
