@@ -136,20 +136,29 @@ class _Rebuilder(FrameReader):
     def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
         if not self._is_untouched(index):
             return False
-        rows = self.layout[index]
-        members = self.files_of(index)
-        if any(row.stop - row.start < self._manifest.members[row.member].n_bytes for row in rows):
-            if len(rows) > 1:
+        rows = self.rows
+        first, last = self.layout.members(index)
+        parts = self.layout.parts.get(index, {}).values()
+        if any(part.stop - part.start < rows.sizes[part.member] for part in parts):
+            if last - first > 1:
                 return False  # no frame that fastpack cuts: a part of a large file lies alone
-            (member,) = members
-            if member.path in self._trusted and member.path not in self.there:
-                self._copy_part(member, rows[0], folder)
-            return member.path in self._trusted
-        if any(member.path in relocated or member.path in self._files for member in members):
+            (part,) = parts
+            path = rows.paths[first]
+            if path in self._trusted and path not in self.there:
+                self._copy_part(rows[first], part, folder)
+            return path in self._trusted
+        files = self._files_in(first, last)
+        paths = [rows.paths[member] for member in files]
+        if not (self._files.keys().isdisjoint(paths) and not any(path in relocated for path in paths)):
             return False
-        self._share_all([row.member for row in rows], folder, relocated)
-        self._share([member for member in members if member.path not in self.there], folder, COPIED)
-        return self.there.issuperset(member.path for member in members)
+        self._share_all(files, folder, relocated)
+        self._share([member for member in files if rows.paths[member] not in self.there], folder, COPIED)
+        return self.there.issuperset(paths)
+
+    def _files_in(self, first: int, last: int) -> list[int]:
+        """The regular files among some members."""
+        odd = {member for member in self.rows.others_in(first, last) if self.rows.kind(member) is not Kind.FILE}
+        return [member for member in range(first, last) if member not in odd]
 
     def _copy_part(self, member: Member, segment: Segment, folder: int) -> None:
         """Copy a part of a large file, through a buffer that stays in the processor's cache."""
@@ -176,7 +185,7 @@ class _Rebuilder(FrameReader):
         """
         paths: tuple[set[str], set[str]] = (set(), set())  # kept, shipped
         for index in range(len(self.layout)):
-            paths[index in self._offsets].update(member.path for member in self.files_of(index))
+            paths[index in self._offsets].update(self.place_of(index).paths)
         kept = paths[False] - paths[True]
         changed = []
         for member in members_beside(self._installed.manifest.raw, kept):
@@ -208,21 +217,21 @@ class _Rebuilder(FrameReader):
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         if index not in self._offsets:
-            rows = self.layout[index]
-            whole = [row.member for row in rows if row.stop - row.start == self._manifest.members[row.member].n_bytes]
-            self._share_all(whole, folder, relocated)
+            parts = self.layout.parts.get(index, {})
+            files = self._files_in(*self.layout.members(index))
+            self._share_all([member for member in files if member not in parts], folder, relocated)
 
     def share_large(self, folder: int, relocated: Container[str]) -> None:
         # Several threads write a file's parts: it is known before the first of them whether it is shared.
         parts: dict[int, list[int]] = {}
-        for index, rows in enumerate(self.layout):
-            for row in rows:
-                if row.stop - row.start < self._manifest.members[row.member].n_bytes:
-                    parts.setdefault(row.member, []).append(index)
+        for index in sorted(self.layout.parts):
+            for member, part in self.layout.parts[index].items():
+                if part.stop - part.start < self.rows.sizes[member]:
+                    parts.setdefault(member, []).append(index)
         here = [member for member, frames in parts.items() if self._offsets.keys().isdisjoint(frames)]
         self._share_all(here, folder, relocated)
         for index in here:
-            path = self._manifest.members[index].path
+            path = self.rows.paths[index]
             if path not in relocated and path not in self._files and all(map(self._is_untouched, parts[index])):
                 self._trusted[path] = parts[index][0]
 
@@ -239,24 +248,24 @@ class _Rebuilder(FrameReader):
         elif member.path in self.shared and os.lstat(member.path, dir_fd=self._folder).st_ctime_ns >= self._since:
             raise _changed(self._root, member)
 
-    def _share_all(self, indexes: Sequence[int], folder: int, relocated: Container[str]) -> None:
-        members = [self._manifest.members[index] for index in indexes]
-        files = [m for m in members if m.kind is Kind.FILE and m.path not in relocated and m.path not in self._files]
-        files = [m for m in files if m.path not in self.there]
+    def _share_all(self, files: Sequence[int], folder: int, relocated: Container[str]) -> None:
+        paths, there = self.rows.paths, self.there
+        files = [k for k in files if not (paths[k] in there or paths[k] in relocated or paths[k] in self._files)]
         if self._reflink:
-            self._share([m for m in files if m.n_bytes >= CLONED_FROM], folder, CLONED)
+            self._share([k for k in files if self.rows.sizes[k] >= CLONED_FROM], folder, CLONED)
         if self._hardlink:
-            self._share([m for m in files if m.path not in self.there], folder, LINKED)
+            self._share([k for k in files if paths[k] not in there], folder, LINKED)
 
-    def _share(self, files: Sequence[Member], folder: int, how: int) -> None:
+    def _share(self, files: Sequence[int], folder: int, how: int) -> None:
         for start in range(0, len(files), AT_ONCE):
             self._share_some(files[start : start + AT_ONCE], folder, how)
 
-    def _share_some(self, files: Sequence[Member], folder: int, how: int) -> None:
+    def _share_some(self, files: Sequence[int], folder: int, how: int) -> None:
         if self.stopping:
             raise InterruptedError
-        modes, mtimes = array("q", [m.mode for m in files]), array("q", [m.mtime for m in files])
-        names = [m.path for m in files]
+        rows = self.rows
+        modes, mtimes = (array("q", [column[k] for k in files]) for column in (rows.modes, rows.mtimes))
+        names = [rows.paths[k] for k in files]
         failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, self._since, how))
         there = [name for k, name in enumerate(names) if k not in failed]
         self.there.update(there)
