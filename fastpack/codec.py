@@ -219,7 +219,7 @@ class Uncompressed:
     levels = range(1)
 
     def compress(self, data: Buffer, level: int) -> bytes | memoryview:
-        return data if isinstance(data, bytes | memoryview) else bytes(data)
+        return data if isinstance(data, bytes | memoryview) else memoryview(data)
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
         if len(memoryview(data)) != n_bytes:

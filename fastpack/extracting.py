@@ -288,7 +288,7 @@ def _state_of(path: str) -> tuple[Stated, int]:
     return Stated(whole.hexdigest(), size), content_mtime(key)
 
 
-def write_manifest(root: str, data: bytes, archive_id: str) -> None:
+def write_manifest(root: str, data: bytes | bytearray, archive_id: str) -> None:
     """The manifest is the one member that it does not list itself."""
     path = os.path.join(root, MANIFEST)
     with open(path, "xb") as file:

@@ -50,7 +50,7 @@ class Manifest:
     frames: tuple[Frame, ...]
     members: Rows
     left_out: tuple[tuple[str, str], ...]
-    raw: bytes = field(default=b"", repr=False, compare=False)  # what it was read from
+    raw: bytes | bytearray = field(default=b"", repr=False, compare=False)  # what it was read from
 
     @property
     def arcroot(self) -> str:
@@ -66,16 +66,16 @@ class Manifest:
         links = self.members.of_kind(Kind.LINK)
         return {m.path: m.target for m in links}, frozenset(m.path for m in links if m.not_relocated)
 
-    def to_bytes(self, lines: Iterable[bytes] | None = None) -> bytes:
-        """The manifest's member.
+    def to_bytes(self) -> bytes:
+        """The manifest's member."""
+        return bytes(self.around(bytearray("".join(map(member_line, self.members)), "ascii")))
 
-        Parameters
-        ----------
-        lines : those of the members, where they are made already.
-        """
-        if lines is None:
-            lines = ["".join(map(member_line, self.members)).encode("ascii")]
-        return b"".join((*map(_line, self._head()), *lines, *map(_line, self._tail())))
+    def around(self, lines: bytearray) -> bytearray:
+        """The manifest's member, where its members' lines are made already: 200 bytes for each file, which are not
+        copied."""
+        lines[:0] = b"".join(map(_line, self._head()))
+        lines += b"".join(map(_line, self._tail()))
+        return lines
 
     def _head(self) -> Iterator[dict[str, Any]]:
         yield {"fastpack": self.header}
@@ -249,7 +249,7 @@ def from_bytes(data: bytes, with_members: bool = True) -> Manifest:
     return Manifest(header, tuple(packages), tuple(groups), tuple(frames), members, tuple(left_out), data)
 
 
-def members_beside(data: bytes, paths: Iterable[str]) -> list[Member]:
+def members_beside(data: bytes | bytearray, paths: Iterable[str]) -> list[Member]:
     """The members of one of our manifests but for those with some paths, whose lines are not even read."""
     begin, end = '{"path":', ',"kind":'
     others = set(map(_quoted, paths))

@@ -353,7 +353,7 @@ def _write(
     """Write the archive: frames in order, then the manifest and what leads to it."""
     plan = job.plan
     frames: list[Frame] = []
-    rows, lines = Rows(), list[bytes]()
+    rows, lines = Rows(), bytearray()
     groups = list(dict.fromkeys(frame.group for frame in plan.frames))
     position = {group: index for index, group in enumerate(groups)}
     slices = b""  # of the large member that is going on
@@ -390,8 +390,7 @@ def _write(
             n_naming += sum(built.naming)
             progress("pack", done, total, str(planned.group))
         stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), rows, plan.left_out)
-        stated = replace(stated, raw=stated.to_bytes(lines))
-        lines.clear()  # a large environment has 200 bytes for each file
+        stated = replace(stated, raw=stated.around(lines))
         archive_id = digest.blake(stated.raw)
         tail_bytes = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
     except OSError as error:
@@ -403,7 +402,7 @@ def _write(
 
 
 def _add_rows(
-    rows: Rows, lines: list[bytes], members: Members, mtimes: Sequence[int], slices: Sequence[bytes], group: int
+    rows: Rows, lines: bytearray, members: Members, mtimes: Sequence[int], slices: Sequence[bytes], group: int
 ) -> None:
     """Add the next members, all of one group, to the manifest's rows and lines: `slices` are their slices' digests."""
     digests = [found if len(found) <= digest.N_BYTES else digest.file_digest(found) for found in slices]
@@ -416,7 +415,7 @@ def _add_rows(
             modes, sizes, times = as_table(members.modes[run]), as_table(members.sizes[run]), array("q", mtimes[run])
             joined = b"".join(digests[run])
             rows.add_files(paths, modes, times, array("q", [group]) * len(paths), sizes, joined, verdicts)
-            lines.append(file_lines(paths, modes, times, sizes, joined, verdicts, group))
+            lines += file_lines(paths, modes, times, sizes, joined, verdicts, group)
         if stop < len(members):
             member = members[stop]
             row = Member(
@@ -424,7 +423,7 @@ def _add_rows(
                 group, member.final_mode, member.verdict, member.not_relocated,
             )  # fmt: skip
             rows.add(row)
-            lines.append(member_line(row).encode("ascii"))
+            lines += member_line(row).encode("ascii")
         start = stop + 1
 
 
