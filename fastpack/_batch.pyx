@@ -167,7 +167,7 @@ cdef extern from *:
     static int fp_at(fp_place *place, const char *name, const char **last) {
     #if defined(O_PATH)
         const char *slash = strrchr(name, '/');
-        if (slash != NULL && slash != name) {
+        if (slash != NULL && slash != name && slash[1] != 0) {
             size_t length = (size_t)(slash - name);
             if (place->folder < 0 || length != place->length || memcmp(name, place->name, length) != 0) {
                 char folder[4096];

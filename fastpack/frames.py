@@ -142,7 +142,11 @@ def _written_last(descriptor: int, size: int) -> container.Walked | None:
     No bytes of a manifest are those that a header has, so the last ones in the file are its own header's; and it says
     where that lies, which tells it from one in an archive that another's last member is.
     """
-    if size % BLOCK:
+    try:
+        first = next(container.walk_headers(size, lambda n, offset: os.pread(descriptor, n, offset)), None)
+    except DamagedArchive:
+        return None  # the walk tells what it is
+    if size % BLOCK or first is None or not _is_named(first.name, manifest.PACK_JSON):
         return None
     stop = size
     found = -1
@@ -154,14 +158,13 @@ def _written_last(descriptor: int, size: int) -> container.Walked | None:
     if found < 0 or at % BLOCK:
         return None
     try:
-        first = next(container.walk_headers(size, lambda n, offset: os.pread(descriptor, n, offset)))
         *_, last = container.walk_headers(size - at, lambda n, offset: os.pread(descriptor, n, at + offset))
         last = last._replace(offset=at + last.offset)
-        if not (_is_named(first.name, manifest.PACK_JSON) and _is_named(last.name, manifest.MANIFEST)):
+        if not _is_named(last.name, manifest.MANIFEST):
             return None
         frame = manifest.from_bytes(os.pread(descriptor, last.n_bytes, last.offset), with_members=False).frames[-1]
     except (FastpackError, LookupError, ValueError):
-        return None  # the walk tells what it is
+        return None
     return last if frame.offset + frame.packed_bytes == at else None
 
 

@@ -145,6 +145,8 @@ def _lay_in_parts(layout: Layout, sizes: array[int], member: int, frame: int, po
         if frame >= len(sizes) or position > sizes[frame]:
             raise misfit
         take = min(sizes[frame] - position, n_bytes - done)
+        if not take:  # a header alone at a frame's end: none of ours
+            raise misfit
         segment = Segment(member, position, done, done + take, header_bytes)
         layout.parts.setdefault(frame, {})[member] = segment
         position += take

@@ -249,8 +249,8 @@ def test_names_in_many_folders(batch: ModuleType, tmp_path: Path, folder: int) -
 def test_modes_are_what_was_asked_for(batch: ModuleType, tmp_path: Path, folder: int, umask: int) -> None:
     """Whatever the umask takes; in many folders, as they are read from there."""
     os.makedirs(tmp_path / "a/b")
-    names = ["top", "a/one", "a/b/two", "a/b/three", "a/four", "gone/five", "a/one"]
-    modes, count = table(0o644, 0o755, 0o600, 0o444, 0, 0o644, 0o644), len(names)
+    names = ["top", "a/one", "a/b/two", "a/b/three", "a/four", "gone/five", "a/one", "a/b/"]
+    modes, count = table(0o644, 0o755, 0o600, 0o444, 0, 0o644, 0o644, 0o644), len(names)
     before = os.umask(umask)
     try:
         failed = batch.write_files(
@@ -258,13 +258,13 @@ def test_modes_are_what_was_asked_for(batch: ModuleType, tmp_path: Path, folder:
         )
     finally:
         os.umask(before)
-    assert failed == [(5, errno.ENOENT), (6, errno.EEXIST)]
+    assert failed == [(5, errno.ENOENT), (6, errno.EEXIST), (7, errno.EISDIR)]
     stats = batch.stat_files(folder, names)
     for k, name in enumerate(names[:5]):
         info = os.stat(tmp_path / name)
         assert (stat.S_IMODE(info.st_mode), info.st_mtime, info.st_size) == (modes[k], k, 1)
         assert list(stats[7 * k : 7 * k + 3]) == [info.st_mode, 1, k * 10**9]
-    assert not any(stats[7 * 5 : 7 * 6]) and stats[7 * 6 : 7 * 7] == stats[7:14]
+    assert not any(stats[7 * 5 : 7 * 6]) and stats[7 * 6 : 7 * 7] == stats[7:14] and stat.S_ISDIR(stats[7 * 7])
 
 
 numbers = st.integers(0, 2**63 - 1)

@@ -107,6 +107,21 @@ def test_a_broken_line_is_refused(old: str, new: str) -> None:
 FOLDER = [Member(Kind.DIRECTORY, ".fastpack", 0o755, 0)]
 
 
+def test_empty_lines_and_others_are_passed_over() -> None:
+    rows = [Member(Kind.FILE, manifest.PACK_JSON, 0o644, 7, 3, digest=bytes(32)), *FOLDER]
+    text = as_manifest(rows).to_bytes()
+    padded = text.replace(b"\n", b"\n\n\n") + b'{"later":1}\n\n' + b"{}"
+    assert from_bytes(padded).members == rows and from_bytes(b"\n" + text).members == rows
+
+
+@pytest.mark.parametrize("kind", [Kind.FILE, Kind.DIRECTORY])
+def test_a_target_of_what_is_no_link(kind: Kind) -> None:
+    odd = Member(kind, "x", 0o644, 0, 0, "\ud800", bytes(32) if kind is Kind.FILE else b"")
+    rows = [Member(Kind.FILE, manifest.PACK_JSON, 0o644, 7, 3, digest=bytes(32)), *FOLDER, odd]
+    with pytest.raises(DamagedArchive, match="is no link"):
+        from_bytes(as_manifest(rows).to_bytes())
+
+
 def said_of(rows: list[Member]) -> str | None:
     try:
         check_members(Rows(rows))
@@ -141,6 +156,8 @@ def laid_row_by_row(rows: list[Member], sizes: list[int]) -> list[list[Segment]]
             if frame >= len(sizes) or position > sizes[frame]:
                 return None
             take = min(sizes[frame] - position, row.n_bytes - done)
+            if not take and row.n_bytes:
+                return None
             layout[frame].append(Segment(index, position, done, done + take, header if first else 0))
             position, done, first = position + take, done + take, False
             if done == row.n_bytes:

@@ -535,6 +535,15 @@ def test_a_tar_in_a_tar_is_not_taken_for_it(made: str, tmp_path: Path) -> None:
     assert fastpack.verify(str(outer)).problems == ()
 
 
+def test_a_tar_of_a_long_name_alone(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 151
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"a" * 150 + bytes(362 + 1024))
+    for command in (["ls"], ["inspect"], ["verify"], ["unpack", "-p", tmp_path / "target"]):
+        done = run_fastpack(command[0], tmp_path / "a.tar", *command[1:])
+        assert done.code == 30 and "Traceback" not in done.err
+
+
 def test_a_tar_whose_end_is_not_ours_is_walked(made: str, tmp_path: Path) -> None:
     out = tmp_path / "a.tar"
     fastpack.pack(prefix=made, output=str(out))
