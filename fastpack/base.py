@@ -11,9 +11,10 @@ from typing import NamedTuple
 from fastpack import digest, pagecache
 from fastpack.codec import Codec
 from fastpack.errors import FastpackError, WrongBase
+from fastpack.layout import Layout
 from fastpack.manifest import Frame, Manifest
 from fastpack.model import Group, Warned
-from fastpack.reader import Archive, Layout, open_archive
+from fastpack.reader import Archive, open_archive
 
 #: A group -> the digests of its frames, in order.
 Groups = Mapping[Group, Sequence[bytes]]

@@ -17,10 +17,11 @@ from fastpack.environment import Environment
 from fastpack.errors import DamagedArchive, UsageError, WrongBase
 from fastpack.frames import open_descriptor
 from fastpack.fs import explain_os_error, new_file
+from fastpack.layout import lay_out
 from fastpack.manifest import Frame, Manifest
 from fastpack.model import ApplyReport, DeltaReport, DiffReport, GroupKind, Kind, Progress, SharedReport, silent
 from fastpack.packing import manifest_of
-from fastpack.reader import Archive, lay_out, open_archive
+from fastpack.reader import Archive, open_archive
 from fastpack.rows import Member
 
 

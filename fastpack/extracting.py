@@ -23,11 +23,12 @@ from fastpack._place_py import (
     relocated_mtime,
 )
 from fastpack.errors import DamagedArchive
+from fastpack.layout import Layout, Segment
 from fastpack.manifest import MANIFEST, Manifest
 from fastpack.model import Kind, Progress
 from fastpack.native import batch
 from fastpack.parallel import side_by_side
-from fastpack.reader import AT_ONCE, Content, FrameReader, Layout, Segment
+from fastpack.reader import AT_ONCE, Content, FrameReader
 from fastpack.relocation import KERNELS, sha256_of, unplacing_edits
 from fastpack.rows import Member, Rows
 

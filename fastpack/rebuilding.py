@@ -23,11 +23,12 @@ from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
+from fastpack.layout import Segment
 from fastpack.manifest import Manifest, members_beside
 from fastpack.model import Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.parallel import Scratch
-from fastpack.reader import AT_ONCE, Content, FrameReader, Segment
+from fastpack.reader import AT_ONCE, Content, FrameReader
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 from fastpack.rows import Member
 from fastpack.stat_table import SeenFrames

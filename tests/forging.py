@@ -15,9 +15,9 @@ from fastpack import container, digest
 from fastpack._place_py import RELOCATIONS, content_mtime
 from fastpack.codec import CODECS
 from fastpack.frames import Locator, trailer
+from fastpack.layout import lay_out
 from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind
-from fastpack.reader import lay_out
 from tests.conftest import Done, run_fastpack
 from tests.test_packing import manifest_of, read_member
 

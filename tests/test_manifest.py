@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fastpack import container, manifest
 from fastpack.errors import DamagedArchive, HostileArchive
+from fastpack.layout import Layout, Segment, lay_out
 from fastpack.manifest import Frame, Manifest, check_members, from_bytes
 from fastpack.model import Group, GroupKind, Kind
-from fastpack.reader import Layout, Segment, lay_out
 from fastpack.rows import Member, Rows
 
 HEADER = {

@@ -178,7 +178,7 @@ def test_frames_end_at_group_and_class_boundaries(made: str, tmp_path: Path) -> 
     out = str(tmp_path / "a.tar.zst")
     fastpack.pack(prefix=made, output=out)
     manifest = manifest_of(out)
-    from fastpack.reader import lay_out
+    from fastpack.layout import lay_out
 
     for segments in lay_out(manifest):
         groups = {manifest.members[s.member].group for s in segments}

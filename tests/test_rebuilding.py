@@ -19,9 +19,10 @@ from fastpack import errors, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
 from fastpack.installed import read_installed
+from fastpack.layout import Segment, lay_out
 from fastpack.listing import walk
 from fastpack.manifest import Member
-from fastpack.reader import Segment, lay_out, open_archive
+from fastpack.reader import open_archive
 from fastpack.stat_table import FrameFiles, SeenFrames, tells_changes
 from tests.conftest import need, run_fastpack
 from tests.test_environment import dist, write

@@ -443,7 +443,7 @@ def test_an_archive_is_not_decompressed_for_one_file(made: str, tmp_path: Path) 
 
     manifest = manifest_of(archive)
     wanted = next(k for k, m in enumerate(manifest.members) if m.path == "own/3")
-    from fastpack.reader import lay_out
+    from fastpack.layout import lay_out
 
     for frame, segments in zip(manifest.frames, lay_out(manifest), strict=True):
         if all(segment.member != wanted for segment in segments):
