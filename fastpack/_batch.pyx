@@ -734,7 +734,7 @@ cdef struct Line:
 cdef enum:
     MODES = 0o777
 
-#: What no time reaches, and what no number of 18 digits does.
+#: What no time reaches.
 cdef int64_t TIMES = <int64_t>1 << 33
 
 

@@ -244,7 +244,7 @@ def _frames_with(archive: Archive, globs: Sequence[str]) -> set[int]:
     for glob in globs:
         here = {
             index for index in range(len(archive.manifest.frames))
-            if any(fnmatch.fnmatchcase(member.path, glob) for member in archive.reader.files_of(index))
+            if any(fnmatch.fnmatchcase(path, glob) for path in archive.reader.place_of(index).paths)
         }  # fmt: skip
         if not here:
             raise UsageError("--ship means no file of the archive", path=archive.path, found=glob)

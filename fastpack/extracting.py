@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -121,8 +121,8 @@ class Extractor:
         rows, layout = self._reader.rows, self._reader.layout
         first, last = layout.members(index)
         parts = [segment for segment in layout.parts.get(index, {}).values() if rows.kind(segment.member) is Kind.FILE]
-        others = rows.others_in(first, last)
-        n_files = last - first - len(parts) - sum(rows.kind(member) is not Kind.FILE for member in others)
+        files = rows.files_in(first, last)
+        n_files = len(files) - len(parts)
         n_bytes = sum(rows.sizes[first:last])
         n_bytes += sum(part.stop - part.start - rows.sizes[part.member] for part in parts)
         if self._reader.put(index, self._folder, self._not_as_archived):
@@ -137,12 +137,12 @@ class Extractor:
         for part in parts:
             if rows.paths[part.member] not in self._reader.there:
                 self._write_part(rows[part.member], part, content.of(part.member))
-        left = {part.member for part in parts}
-        left.update(member for member in others if rows.kind(member) is not Kind.FILE)
-        return _Written(index, self._write_whole(content, left), n_files, found, n_bytes)
+        in_parts = {part.member for part in parts}
+        whole = [member - first for member in files if member not in in_parts]
+        return _Written(index, self._write_whole(content, whole), n_files, found, n_bytes)
 
-    def _write_whole(self, content: Content, left: Set[int]) -> dict[str, Stated]:
-        """Write the files that a frame holds whole, all its members but for those that are `left`.
+    def _write_whole(self, content: Content, chosen: Sequence[int]) -> dict[str, Stated]:
+        """Write the files that a frame holds whole, by their places in it.
 
         Returns
         -------
@@ -151,7 +151,6 @@ class Extractor:
         rows, first, count = self._reader.rows, content.first, len(content.starts)
         some = slice(first, first + count)
         paths, tables = rows.paths[some], (content.starts, content.lengths, rows.modes[some], rows.mtimes[some])
-        chosen: Sequence[int] = [k for k in range(count) if first + k not in left] if left else range(count)
         self._check_digests(content, chosen)
         placed: dict[str, Stated] = {}
         there, relocated = self._reader.there, self._relocated

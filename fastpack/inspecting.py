@@ -12,6 +12,7 @@ from typing import BinaryIO
 from fastpack._place_py import INCOMPLETE, RELOCATIONS
 from fastpack.errors import EnvironmentNotFound, FastpackError, NotAnEnvironment, UsageError
 from fastpack.installed import read_installed, same_place
+from fastpack.layout import Layout
 from fastpack.manifest import Manifest
 from fastpack.model import CatReport, InspectReport, Kind, ListReport, StatusReport, Warned
 from fastpack.reader import open_archive, read_relocated
@@ -53,7 +54,7 @@ def inspect(path: str) -> InspectReport:
             plain_bytes=sum(frame.plain_bytes for frame in manifest.frames),
             packed_bytes=sum(frame.packed_bytes for frame in manifest.frames),
             packages=manifest.packages,
-            groups=_groups(manifest, [[s.member for s in segments] for segments in archive.reader.layout]),
+            groups=_groups(manifest, archive.reader.layout),
             relocations=dict(sorted(Counter(item.kind for file in relocated for item in file.items).items())),
             n_relocated_files=len(relocated),
             verdicts=dict(sorted(Counter(m.verdict for m in manifest.members if m.verdict).items())),
@@ -63,7 +64,7 @@ def inspect(path: str) -> InspectReport:
         )
 
 
-def _groups(manifest: Manifest, frames: Sequence[Sequence[int]]) -> tuple[dict[str, object], ...]:
+def _groups(manifest: Manifest, layout: Layout) -> tuple[dict[str, object], ...]:
     """Each group's files and sizes; a frame never spans two groups."""
     rows: dict[int, Counter[str]] = {}
     for member in manifest.members:
@@ -71,9 +72,9 @@ def _groups(manifest: Manifest, frames: Sequence[Sequence[int]]) -> tuple[dict[s
             row = rows.setdefault(member.group, Counter())
             row["n_files"] += 1
             row["plain_bytes"] += member.n_bytes
-    for frame, members in zip(manifest.frames, frames, strict=True):
-        if members:
-            rows.setdefault(manifest.members[members[0]].group, Counter())["packed_bytes"] += frame.packed_bytes
+    for index, frame in enumerate(manifest.frames):
+        group = manifest.members.groups[layout.members(index)[0]]
+        rows.setdefault(group, Counter())["packed_bytes"] += frame.packed_bytes
     return tuple(
         {
             "kind": str(group.kind), "name": group.name, "version": group.version,

@@ -84,7 +84,7 @@ def lay_out(manifest: Manifest) -> Layout:
     ------
     DamagedArchive : the members do not fill the frames exactly.
     """
-    rows = manifest.members if isinstance(manifest.members, Rows) else Rows(manifest.members)
+    rows = manifest.members
     sizes = array("q", [frame.plain_bytes for frame in manifest.frames])
     layout = Layout(rows, len(sizes), rows.header_lengths(manifest.arcroot))
     member = frame = position = 0

@@ -319,14 +319,13 @@ def _nothing_odd(members: Rows) -> bool:
     return True
 
 
-def check_members(members: Iterable[Member]) -> None:
+def check_members(members: Rows) -> None:
     """Refuse members that would be written outside of the destination, twice, or through a link.
 
     Raises
     ------
     HostileArchive : it names the first one.
     """
-    members = members if isinstance(members, Rows) else Rows(members)
     if _nothing_odd(members):
         return
     if not members or members[0].path != PACK_JSON:

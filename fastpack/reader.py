@@ -64,7 +64,7 @@ class FrameReader:
         self._codec = codec
         self._manifest = manifest
         self.layout = lay_out(manifest)
-        self.rows = self.layout.rows
+        self.rows = manifest.members
         size = os.fstat(descriptor).st_size
         self._offsets = {k: frame.offset for k, frame in enumerate(manifest.frames)} if offsets is None else offsets
         for index, offset in self._offsets.items():
@@ -76,18 +76,10 @@ class FrameReader:
         #: Set by whoever wants no more files.
         self.stopping = False
 
-    def files_of(self, index: int) -> list[Member]:
-        """The files that a frame holds, whole or in part."""
-        members = self.rows[slice(*self.layout.members(index))]
-        return [member for member in members if member.kind is Kind.FILE]
-
     def place_of(self, index: int) -> FrameFiles:
         """The files that a frame holds, and where in the first one it begins."""
         first, last = self.layout.members(index)
-        paths = self.rows.paths[first:last]
-        if others := self.rows.others_in(first, last):
-            odd = {k for k in others if self.rows.kind(k) is not Kind.FILE}
-            paths = [path for k, path in enumerate(paths, first) if k not in odd]
+        paths = [self.rows.paths[member] for member in self.rows.files_in(first, last)]
         parts = self.layout.parts.get(index, {})
         return FrameFiles(paths, parts[first].start if first in parts else 0)
 

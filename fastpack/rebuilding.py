@@ -148,18 +148,13 @@ class _Rebuilder(FrameReader):
             if path in self._trusted and path not in self.there:
                 self._copy_part(rows[first], part, folder)
             return path in self._trusted
-        files = self._files_in(first, last)
+        files = rows.files_in(first, last)
         paths = [rows.paths[member] for member in files]
         if not (self._files.keys().isdisjoint(paths) and not any(path in relocated for path in paths)):
             return False
         self._share_all(files, folder, relocated)
         self._share([member for member in files if rows.paths[member] not in self.there], folder, COPIED)
         return self.there.issuperset(paths)
-
-    def _files_in(self, first: int, last: int) -> list[int]:
-        """The regular files among some members."""
-        odd = {member for member in self.rows.others_in(first, last) if self.rows.kind(member) is not Kind.FILE}
-        return [member for member in range(first, last) if member not in odd]
 
     def _copy_part(self, member: Member, segment: Segment, folder: int) -> None:
         """Copy a part of a large file, through a buffer that stays in the processor's cache."""
@@ -219,7 +214,7 @@ class _Rebuilder(FrameReader):
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         if index not in self._offsets:
             parts = self.layout.parts.get(index, {})
-            files = self._files_in(*self.layout.members(index))
+            files = self.rows.files_in(*self.layout.members(index))
             self._share_all([member for member in files if member not in parts], folder, relocated)
 
     def share_large(self, folder: int, relocated: Container[str]) -> None:

@@ -118,6 +118,11 @@ class Rows(Sequence[Member]):
         """Indices of the others among some members."""
         return self._indices[bisect_left(self._indices, first) : bisect_left(self._indices, last)]
 
+    def files_in(self, first: int, last: int) -> Sequence[int]:
+        """Indices of the regular files among some members."""
+        odd = {index for index in self.others_in(first, last) if self.others[index].kind is not Kind.FILE}
+        return [index for index in range(first, last) if index not in odd] if odd else range(first, last)
+
     def kind(self, index: int) -> Kind:
         """What a member is."""
         found = self.others.get(index)

@@ -18,6 +18,7 @@ from fastpack.frames import Locator, trailer
 from fastpack.layout import lay_out
 from fastpack.manifest import Manifest, Member
 from fastpack.model import Kind
+from fastpack.rows import Rows
 from tests.conftest import Done, run_fastpack
 from tests.test_packing import manifest_of, read_member
 
@@ -68,7 +69,7 @@ def rebuilt(archive: str, out: str, change: Callable[[Manifest, list[bytes]], Ma
 def with_member(archive: str, out: str, which: str, **changes: object) -> str:
     def change(manifest: Manifest, plains: list[bytes]) -> Manifest:
         members = tuple(m._replace(**changes) if m.path == which else m for m in manifest.members)  # type: ignore[arg-type]
-        return dataclasses.replace(manifest, members=members)
+        return dataclasses.replace(manifest, members=Rows(members))
 
     return rebuilt(archive, out, change)
 
@@ -122,7 +123,7 @@ def forged_table(archive: str, out: Path, change: Callable[[dict[str, Any]], obj
         start = plains[-1].index(old.header(manifest.arcroot))
         plains[-1] = plains[-1][:start] + new.header(manifest.arcroot) + data + bytes(container.padding(len(data)))
         members = (*manifest.members[:index], new, *manifest.members[index + 1 :])
-        return redigested(dataclasses.replace(manifest, members=members), plains)
+        return redigested(dataclasses.replace(manifest, members=Rows(members)), plains)
 
     return rebuilt(archive, str(out), forge)
 

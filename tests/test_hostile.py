@@ -25,6 +25,7 @@ from fastpack.codec import CODECS
 from fastpack.frames import Locator, trailer
 from fastpack.manifest import Manifest
 from fastpack.model import Kind
+from fastpack.rows import Rows
 from tests.conftest import run_fastpack
 from tests.forging import DIR, LNK, REG, SYM, foreign, forged_table, rebuilt, redigested, refused, rows_of, with_member
 from tests.oracles.trees import snapshot
@@ -338,7 +339,7 @@ def test_links_that_lead_out(archive: str, tmp_path: Path, target: str, in_ours:
             if old.header("") in plain:
                 plains[k] = plain.replace(old.header(""), new.header(""))
         members = (*manifest.members[:index], new, *manifest.members[index + 1 :])
-        return redigested(dataclasses.replace(manifest, members=members), plains)
+        return redigested(dataclasses.replace(manifest, members=Rows(members)), plains)
 
     out = rebuilt(archive, str(tmp_path / "b.tar.zst"), change)
     for piped in (False, True):

@@ -289,7 +289,7 @@ def test_what_nobody_has_touched_is_copied_unread(shipped: Shipped, tmp_path: Pa
     target = str(tmp_path / "target")
     fastpack.unpack(shipped.delta, target, base=shipped.base)
     with open_archive(shipped.new) as archive:
-        files = [[member.path for member in archive.reader.files_of(k)] for k in range(len(archive.manifest.frames))]
+        files = [list(archive.reader.place_of(k).paths) for k in range(len(archive.manifest.frames))]
     # Frames with files that name the prefix are put together: the new environment lies elsewhere. So is the one that
     # says which these are.
     assert frames_read and all({*relocated, RELOCATIONS} & set(files[index]) for index in frames_read)
