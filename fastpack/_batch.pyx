@@ -15,6 +15,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 cdef extern from "Python.h":
+    bytearray PyByteArray_FromStringAndSize(const char *data, Py_ssize_t size)
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     void *PyUnicode_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
@@ -574,6 +575,12 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
         free(buffer)
         free(status)
         free(table)
+
+
+def unfilled(Py_ssize_t n_bytes):
+    if n_bytes < 0:
+        raise ValueError("a negative size")
+    return PyByteArray_FromStringAndSize(NULL, n_bytes)
 
 
 def fill_zeros(const int64_t[::1] starts, const int64_t[::1] lengths, uint8_t[::1] out):

@@ -59,7 +59,7 @@ class Base:
         """Whether it has no frame to offer."""
         return not self._index
 
-    def packed(self, frame_digest: bytes, plain_bytes: int) -> tuple[memoryview | pagecache.Piece, bytes] | None:
+    def packed(self, frame_digest: bytes, plain_bytes: int) -> tuple[pagecache.Piece, bytes] | None:
         """The compressed bytes of a frame and their BLAKE3, if the base has it and it is what its manifest says.
 
         A frame's digest stands for all its bytes (headers and data; the rest is zeros), so these are the bytes that
@@ -82,7 +82,7 @@ class Base:
             with self._lock:
                 self._rotten.add((archive.path, index))
             return None
-        return packed, frame.packed_digest
+        return pagecache.Piece(archive.descriptor, frame.offset, frame.packed_bytes, packed), frame.packed_digest
 
     def groups(self) -> Groups:
         """The base's groups with their frames."""

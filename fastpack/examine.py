@@ -192,14 +192,14 @@ def _split(env: Environment, others: Set[str], untouchable: frozenset[str]) -> t
         kind is Kind.FILE and n_bytes <= _SMALL and path not in known and not path.endswith(_WITH_FORM)
         for path, kind, n_bytes in zip(files.paths, files.kinds, sizes, strict=True)
     ]
-    todo = [
-        files[path]
-        for path, kind, is_chosen in zip(files.paths, files.kinds, chosen, strict=True)
+    rest = [
+        row
+        for row, (path, kind, is_chosen) in enumerate(zip(files.paths, files.kinds, chosen, strict=True))
         if kind is Kind.FILE and not is_chosen and path not in others
     ]
     columns = (files.column("mode"), sizes, files.column("mtime_ns"))
     arrays = (array("q", itertools.compress(column, chosen)) for column in columns)
-    return _Unknown(list(itertools.compress(files.paths, chosen)), *arrays), todo
+    return _Unknown(list(itertools.compress(files.paths, chosen)), *arrays), list(files.some(rest))
 
 
 #: Files that have an archive form whatever they name.

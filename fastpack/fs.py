@@ -133,16 +133,33 @@ def _remove_debris(path: str) -> None:
 
 
 class Output(io.FileIO):
-    """A new file that is written once, from its start to its end."""
+    """A new file that is written once, from its start to its end.
 
-    def __init__(self, path: str) -> None:
+    Parameters
+    ----------
+    replaced : descriptor of the file that it will replace. As long as the same stands there, nothing is written.
+    """
+
+    def __init__(self, path: str, replaced: int | None = None) -> None:
         super().__init__(path, "xb")
         self._writer = pagecache.Writer()
         self._pending: tuple[pagecache.Piece, int] | None = None  # and where it goes
+        self._replaced = replaced
+        self._is_the_same = replaced is not None
 
     def append(self, piece: pagecache.Piece) -> None:
         """Write a part of another file; parts that follow each other there are copied in one go."""
         offset = self.tell()
+        of_replaced = self._replaced is not None and os.path.sameopenfile(piece.descriptor, self._replaced)
+        if self._is_the_same and of_replaced and piece.offset == offset:
+            self.seek(offset + piece.n_bytes)
+            return
+        if piece.data is not None:
+            if of_replaced:  # and so not read again: the new file's pages may take the place of its ones
+                pagecache.forget(piece)
+            self.write(piece.data)
+            return
+        self._begin()
         if self._pending is not None:
             before, start = self._pending
             end = before.offset + before.n_bytes
@@ -155,10 +172,16 @@ class Output(io.FileIO):
         self._pending = piece, offset
         self.seek(offset + piece.n_bytes)
 
+    def _begin(self) -> None:
+        """From here on it is another file: what has been the same so far is copied."""
+        if self._is_the_same and self._replaced is not None:
+            self._is_the_same = False
+            self._writer.copy(self.fileno(), pagecache.Piece(self._replaced, 0, self.tell()), 0)
+
     def _copy_pending(self) -> None:
         if self._pending is not None:
             (piece, start), self._pending = self._pending, None
-            piece.copy_to(self.fileno(), start)
+            self._writer.copy(self.fileno(), piece, start)
 
     def flush(self) -> None:
         self._copy_pending()
@@ -166,20 +189,44 @@ class Output(io.FileIO):
 
     def write(self, data: Buffer) -> int:
         """Write all of `data`."""
-        self._copy_pending()
         n_bytes = memoryview(data).nbytes
         offset = self.tell()
+        if self._is_the_same and self._replaced is not None:
+            if bytes(data) == bytes(pagecache.read(self._replaced, n_bytes, offset)):
+                self.seek(offset + n_bytes)
+                return n_bytes
+            self._begin()
+        self._copy_pending()
         self._writer.write(self.fileno(), data, offset)
         self.seek(offset + n_bytes)
         return n_bytes
+
+    def finish(self, path: str) -> bool:
+        """Whether the file to be replaced has every byte of this one and still lies at `path`; else this one is whole.
+
+        The time of its last change is then now, for make and its like. What another process has written, by this one's
+        name, is never the same.
+        """
+        if self._is_the_same and self._replaced is not None and self.tell():
+            there = os.fstat(self._replaced)
+            try:
+                if self.tell() == there.st_size and os.path.samestat(os.lstat(path), there):
+                    os.utime(path)
+                    return True
+            except OSError:  # removed meanwhile, or another user's
+                pass
+        self._begin()
+        self.flush()
+        return False
 
 
 @contextmanager
 def new_file(path: str, force: bool) -> Iterator[Output]:
     """A file that appears under its name when the block ends well, and not at all otherwise.
 
-    Written beside the target with the mode the umask gives, locked while it is written, renamed at the end. Debris of
-    killed runs (our name, and a lock that can be taken) is removed first.
+    Written beside the target with the mode the umask gives, locked while it is written, renamed at the end; what it
+    would replace stays if it has the same bytes, and is as new. Debris of killed runs (our name, and a lock that can be
+    taken) is removed first.
 
     Raises
     ------
@@ -200,7 +247,8 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
             if entry.startswith(stem):
                 _remove_debris(os.path.join(folder, entry))
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
-        out = Output(temporary)
+        replaced = _opened_if_there(path)
+        out = Output(temporary, replaced)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     try:
@@ -208,6 +256,8 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
             lock(out)
             yield out
             # link, not rename: another process may have made the file since, and is not asked about.
+            if out.finish(path):
+                return
             if force:
                 os.rename(temporary, path)
             else:
@@ -221,10 +271,20 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
     except OSError as error:
         raise explain_os_error(error, path) from None
     finally:
+        if replaced is not None:
+            os.close(replaced)
         try:
             os.unlink(temporary)
         except OSError:
             pass
+
+
+def _opened_if_there(path: str) -> int | None:
+    """A file's descriptor; None if there is none that can be read."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def exchange(first: str, second: str) -> None:

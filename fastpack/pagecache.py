@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastpack.native import batch
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
@@ -35,38 +37,25 @@ BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an open file that is copied unread, in bytes."""
+    """A part of an open file, in bytes. `data` is what stands there, where it was read: else it is copied unread."""
 
     descriptor: int
     offset: int
     n_bytes: int
+    data: memoryview | None = None
 
     def __len__(self) -> int:
         return self.n_bytes
 
     def read(self) -> memoryview:
         """The bytes themselves, for an output that they cannot be copied to."""
-        data = read(self.descriptor, self.n_bytes, self.offset)
+        data = read(self.descriptor, self.n_bytes, self.offset) if self.data is None else self.data
         if len(data) != self.n_bytes:
-            raise OSError(errno.EIO, "the file to copy from became shorter")
+            raise OSError(errno.EIO, _SHORTER)
         return data
 
-    def copy_to(self, descriptor: int, offset: int) -> None:
-        """Copy it to an offset of another file, in the kernel; shared where the file system can (XFS, Btrfs).
 
-        Blocks are shared only as wholes, and only where they lie alike in both files: the ends are copied.
-        """
-        head = tail = 0
-        if (self.offset - offset) % BLOCK == 0 and self.n_bytes >= 2 * BLOCK:
-            head = -offset % BLOCK
-            tail = (offset + self.n_bytes) % BLOCK
-        for start, stop in ((0, head), (head, self.n_bytes - tail), (self.n_bytes - tail, self.n_bytes)):
-            at = start
-            while at < stop:
-                done = _copy(self.descriptor, descriptor, stop - at, self.offset + at, offset + at)
-                if not done:
-                    raise OSError(errno.EIO, "the file to copy from became shorter")
-                at += done
+_SHORTER = "the file to copy from became shorter"
 
 
 def _copy(source: int, target: int, n_bytes: int, source_at: int, target_at: int) -> int:
@@ -96,10 +85,37 @@ class Writer:
         while view:
             n_written = os.pwrite(descriptor, view, offset)
             view, offset = view[n_written:], offset + n_written
+        self._written(descriptor, start, stop, time.thread_time() - before)
+
+    def copy(self, descriptor: int, piece: Piece, offset: int) -> None:
+        """Write what stands in another file, in the kernel; shared where the file system can (XFS, Btrfs).
+
+        Blocks are shared only as wholes, and only where they lie alike in both files: the ends are copied.
+        """
+        head = tail = 0
+        if (piece.offset - offset) % BLOCK == 0 and piece.n_bytes >= 2 * BLOCK:
+            head = -offset % BLOCK
+            tail = (offset + piece.n_bytes) % BLOCK
+        for start, stop in ((0, head), (head, piece.n_bytes - tail), (piece.n_bytes - tail, piece.n_bytes)):
+            at = start
+            while at < stop:
+                before = time.thread_time()
+                done = _copy(piece.descriptor, descriptor, min(stop - at, BEHIND), piece.offset + at, offset + at)
+                if not done:
+                    raise OSError(errno.EIO, _SHORTER)
+                self._written(descriptor, offset + at, offset + at + done, time.thread_time() - before)
+                at += done
+
+    def _written(self, descriptor: int, start: int, stop: int, seconds: float) -> None:
+        """Give back what was written, if pages turn out to be fresh ones.
+
+        Parameters
+        ----------
+        seconds : the thread's own time: a disk that is waited for, or the GIL, says nothing of the pages.
+        """
         if stop - start < LARGE or _sync_file_range is None:
             return
-        # The thread's own time: a disk that is waited for, or the GIL, says nothing of the pages.
-        if time.thread_time() - before > SLOW * (stop - start):
+        if seconds > SLOW * (stop - start):
             self._gives_back = True  # for good: pages that came back are fast
         if self._gives_back:
             off_t = ctypes.c_int64
@@ -110,7 +126,7 @@ class Writer:
 
 def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:
     """Up to `n_bytes` bytes at an offset, for what is read once: pages that were not in the cache do not stay."""
-    out = bytearray(n_bytes)
+    out = batch.unfilled(n_bytes)
     brought_in = True
     try:
         if os.preadv(descriptor, [out], offset, os.RWF_NOWAIT) == n_bytes:
@@ -125,3 +141,9 @@ def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:
     if brought_in:
         os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_DONTNEED)
     return memoryview(out)[:n_read]
+
+
+def forget(piece: Piece) -> None:
+    """What was read will not be read again: its pages are free for others."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(piece.descriptor, piece.offset, piece.n_bytes, os.POSIX_FADV_DONTNEED)

@@ -18,6 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from fastpack.native import batch
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -109,7 +111,7 @@ class Scratch(threading.local):
     def view(self, n_bytes: int) -> memoryview:
         """`n_bytes` bytes of it, with whatever the last user left there."""
         if len(self._buffer) < n_bytes:
-            self._buffer = bytearray(n_bytes)
+            self._buffer = batch.unfilled(n_bytes)
         return memoryview(self._buffer)[:n_bytes]
 
 
@@ -124,9 +126,9 @@ class Buffers:
         try:
             buffer = self._free.pop()
         except IndexError:
-            buffer = bytearray(n_bytes)
+            buffer = batch.unfilled(n_bytes)
         if len(buffer) < n_bytes:
-            buffer = bytearray(n_bytes)
+            buffer = batch.unfilled(n_bytes)
         return memoryview(buffer)[:n_bytes]
 
     def give_back(self, view: memoryview) -> None:

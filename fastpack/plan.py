@@ -239,7 +239,7 @@ def _plan_files(
     chosen = [kind is Kind.FILE and path not in known for path, kind in zip(files.paths, files.kinds, strict=True)]
     rows = list(itertools.compress(range(len(chosen)), chosen))
     verdicts = [""] * len(rows)
-    others: list[Planned] = []
+    odd: list[tuple[int, Examined]] = []
     for row in sorted(map(files.row_of, known - gone)):
         path = files.paths[row]
         if files.kinds[row] is not Kind.FILE:
@@ -249,8 +249,11 @@ def _plan_files(
             rows.append(row)
             verdicts.append(_verdict(found))
         else:
-            file = files[path]
-            others.append(_plan_file(env, file, found, examination, modes[file.mode], pad))
+            odd.append((row, found))
+    others = [
+        _plan_file(env, file, found, examination, modes[file.mode], pad)
+        for file, (_, found) in zip(files.some([row for row, _ in odd]), odd, strict=True)
+    ]
     groups = [env.groups.get(files.paths[row], REST) for row in rows]
     return Members.as_on_disk(files, rows, groups, verdicts, modes) + others
 

@@ -308,7 +308,7 @@ def test_pieces_are_copied_whatever_their_alignment(how: str, tmp_path: Path, mo
         for offset, n_bytes, at in ((0, 5 << 20, 0), (4096, 1 << 20, 8192), (5000, 3 << 20, 904), (7, 20000, 7),
                                     (1, 2, 4095), (8191, 1, 0), (0, 0, 0)):  # fmt: skip
             target.truncate(0)
-            pagecache.Piece(source.fileno(), offset, n_bytes).copy_to(target.fileno(), at)
+            pagecache.Writer().copy(target.fileno(), pagecache.Piece(source.fileno(), offset, n_bytes), at)
             assert os.pread(target.fileno(), n_bytes + 1, at) == content[offset : offset + n_bytes]
         with pytest.raises(OSError, match="shorter"):
-            pagecache.Piece(source.fileno(), 5 << 20, 1).copy_to(target.fileno(), 0)
+            pagecache.Writer().copy(target.fileno(), pagecache.Piece(source.fileno(), 5 << 20, 1), 0)

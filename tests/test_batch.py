@@ -207,6 +207,17 @@ def test_zeros_are_filled_in(batch: ModuleType) -> None:
 
 
 @BOTH
+def test_a_buffer_to_be_filled_has_its_size(batch: ModuleType) -> None:
+    for n_bytes in (0, 1, 1 << 20):
+        buffer = batch.unfilled(n_bytes)
+        assert type(buffer) is bytearray and len(buffer) == n_bytes
+        buffer[:] = b"x" * n_bytes
+        assert buffer == b"x" * n_bytes
+    with pytest.raises(ValueError, match="negative"):
+        batch.unfilled(-1)
+
+
+@BOTH
 def test_names_may_be_text(batch: ModuleType, tmp_path: Path, folder: int) -> None:
     names = ["a", "\xe9", os.fsdecode(b"\xff"), "\u20ac"]
     assert batch.write_files(folder, names, b"wxyz", table(0, 1, 2, 3), table(1, 1, 1, 1), table(*[0o644] * 4),
