@@ -202,10 +202,13 @@ def pack(
             f"{report.n_files + report.n_hardlinks} files of {report.n_packages} packages, "
             f"{report.n_relocated_files} with the prefix; {report.elapsed_seconds:.1f} s"
         )
-        if report.base is not None:
+        if report.unchanged:
+            console.say("unchanged: it was there already, byte for byte")
+        elif report.base is not None:
             groups = ", ".join(f"{len(names)} {what}" for what, names in report.groups.items() if names)
+            reused = report.work["reused"]
             console.say(
-                f"from {report.base}: {size(report.work['reused'])} of {size(report.work['hashed'])}; groups: {groups}"
+                f"from {report.base}: {size(reused)} of {size(reused + report.work['compressed'])}; groups: {groups}"
             )
         if report.longest_prefix is not None:
             console.say(f"it can be unpacked at any path of up to {report.longest_prefix} bytes")

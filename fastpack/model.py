@@ -146,7 +146,8 @@ class PackReport(Report):
     """What `pack` did. Sizes in bytes, durations in seconds.
 
     `work` has bytes: read and hashed, compressed, reused (of frames that the base had), copied (these, compressed).
-    `groups` are names: unchanged, changed, new and gone since the base.
+    `groups` are names: unchanged, changed, new and gone since the base. `unchanged`: the output was there already, byte
+    for byte, so nothing was written.
     """
 
     prefix: str
@@ -163,6 +164,7 @@ class PackReport(Report):
     n_packages: int
     source_bytes: int
     archive_bytes: int
+    unchanged: bool
     base: str | None
     groups: dict[str, tuple[str, ...]]
     work: dict[str, int]

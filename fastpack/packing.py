@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastpack import digest
+from fastpack import again, digest
 from fastpack import parcel as parcels
 from fastpack._place_py import ascii_only, check_pad
 from fastpack._version import VERSION
@@ -94,8 +94,62 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     """
     started = time.monotonic()
     format_, output = _output(env, options)
+    source = _source(env, options, format_, output)
+    if source is not None and options.force and not (options.verify_content or options.verify_source):
+        keep_memory()
+        report = again.proven(output, source, _threads(options), progress)
+        if report is not None:
+            return replace(report, elapsed_seconds=time.monotonic() - started)
+    before = _stat_of(output)
     done = _pack(env, options, format_, output, output, progress)
-    return _report(done, format_, output, time.monotonic() - started)
+    after = _stat_of(output)
+    unchanged = before is not None and after is not None and os.path.samestat(before, after)
+    report = _report(done, format_, output, unchanged, time.monotonic() - started)
+    if source is not None:
+        _remember(output, source, done, report)
+    return report
+
+
+def _source(env: Environment, options: Options, format_: Format, output: str) -> str | None:
+    """What decides about an archive that need not be made again where all of that is as it was; None: it is made."""
+    named = options.base or options.base_id or options.reuse_any
+    outside = options.editable == "include" and not options.ignore_editable_packages
+    if format_.codec is None or output == "-" or named or outside:
+        return None
+    level = _check_format(format_, options)
+    asked = replace(
+        options, output=None, n_threads=0, force=False, verify_content=False, trust_base=False, cache=None,
+        cache_bytes=0, further=(),
+    )  # fmt: skip
+    return again.source_digest(env, (asked, format_.name, level, format_.versions()), output)
+
+
+def _stat_of(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _remember(output: str, source: str, done: _Packed, report: PackReport) -> None:
+    """Remember what an archive was made from; and, where nothing of it changes, what packing it again would report."""
+    written = done.written
+    frames = written.manifest.frames
+    pieces = [again.Piece(frame.offset, frame.packed_bytes, frame.packed_digest.hex()) for frame in frames]
+    packed_bytes = written.archive_bytes - written.tail_bytes
+    try:
+        with open(output, "rb") as file:
+            file.seek(packed_bytes)
+            tail = file.read()
+    except OSError:
+        return
+    pieces.append(again.Piece(packed_bytes, len(tail), digest.blake(tail).hex()))
+    groups = {"unchanged": tuple(str(group) for group in written.groups()), "changed": (), "new": (), "gone": ()}
+    plain_bytes = sum(frame.plain_bytes for frame in frames)
+    work = {**dict.fromkeys(written.work, 0), "reused": plain_bytes, "copied": packed_bytes}
+    warnings = tuple(warning for warning in report.warnings if warning not in done.on_the_way)
+    said = replace(report, unchanged=True, base=output, groups=groups, work=work, warnings=warnings)
+    again.remember(output, source, pieces, said)
 
 
 def pack_many(environments: Sequence[Environment], options: Options, progress: Progress = silent) -> PackManyReport:
@@ -168,7 +222,7 @@ class _Packed:
     written: _Written
     base: str | None
     base_groups: Groups
-    warnings: list[Warned]
+    on_the_way: list[Warned]  # of base and cache
 
 
 def _pack(
@@ -177,7 +231,7 @@ def _pack(
     """Everything but the report. `replaced` is what may be the base if none is named; `output` what is opened."""
     keep_memory()
     level = _check_format(format_, options)
-    threads = options.n_threads if options.n_threads > 0 else default_threads()
+    threads = _threads(options)
     replaced = replaced if options.force and replaced != "-" else None
     codec = format_.codec
     if codec is None and (options.base or options.base_id):
@@ -198,8 +252,12 @@ def _pack(
         table.save()
         if cache is not None:
             cache.trim()
-        warnings = [*plan.warnings, *base.warnings(), *(cache.warnings() if cache else [])]
-        return _Packed(plan, examination, written, base.path, base.groups(), warnings)
+        on_the_way = [*base.warnings(), *(cache.warnings() if cache else [])]
+        return _Packed(plan, examination, written, base.path, base.groups(), on_the_way)
+
+
+def _threads(options: Options) -> int:
+    return options.n_threads if options.n_threads > 0 else default_threads()
 
 
 def _check_format(format_: Format, options: Options) -> int:
@@ -446,7 +504,7 @@ def _header(plan: Plan, format_: Format, level: int) -> dict[str, object]:
     }
 
 
-def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> PackReport:
+def _report(done: _Packed, format_: Format, output: str, unchanged: bool, elapsed: float) -> PackReport:
     plan, examination, written = done.plan, done.examination, done.written
     members, n_naming = plan.members, written.n_naming
     others = members.others.values()
@@ -455,7 +513,7 @@ def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> Pack
     verdicts = Counter(filter(None, members.verdicts))
     relocated = {file.path for file in plan.relocated}
     verdicts.update(f"{m.verdict} with a prefix" for m in others if m.verdict and m.path in relocated)
-    warnings = done.warnings
+    warnings = [*plan.warnings, *done.on_the_way]
     if n_naming:
         why = "compiled by an unknown Python, or in the code's own text"
         warnings.append(Warned("pyc-prefix", None, f"{n_naming} .pyc files name the source prefix: {why}"))
@@ -474,6 +532,7 @@ def _report(done: _Packed, format_: Format, output: str, elapsed: float) -> Pack
         n_packages=len(plan.packages),
         source_bytes=plan.environment.files.n_bytes,
         archive_bytes=os.stat(output).st_size if os.path.isfile(output) else written.archive_bytes,
+        unchanged=unchanged,
         base=done.base,
         groups=compare(done.base_groups, written.groups()),
         work=written.work,

@@ -7,30 +7,24 @@ bytes that changed under an unchanged size and a restored mtime are noticed.
   not kept: a later change may fall into the same tick of the file system's clock. (So does git's index.)
 - Of an environment that was unpacked: a digest for each frame of the archive, of what the system says of its files.
 
-These tables lie in the user's cache directory and never in an archive. If one is gone or broken, everything is read.
+If such a table is gone or broken, everything is read.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import secrets
-import socket
 import struct
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from fastpack import digest
+from fastpack import digest, hostmemory
 from fastpack._batch_py import LISTED
 from fastpack.native import batch
 from fastpack.parallel import ordered_map
 
-#: Nanoseconds for which a file must have been left alone.
-SETTLED = 2_000_000_000
-#: Tables that are kept, those used last: one for each environment.
-_KEPT = 20
 _MAGIC = b"fpstat2\n"
 #: What a file has to have still.
 STATED = ("n_bytes", "mtime_ns", "ctime_ns", "inode", "device")
@@ -77,7 +71,7 @@ class StatTable:
         self._rows = rows
         self._learnt: list[_Learnt] = []
         self._found: dict[str, _Row] = {}
-        self._settled_before = time.time_ns() - SETTLED
+        self._settled_before = time.time_ns() - hostmemory.SETTLED
 
     def known(self, path: str, stated: bytes, key: bytes) -> Known | None:
         """What is known of a file; None if it may have changed, or is brought into archive form in another way.
@@ -119,7 +113,7 @@ class StatTable:
         rows = self._found.values()
         known = zip(*[row.known for row in rows], strict=True) if rows else ((),) * 3
         found = _as_learnt(b"".join([row.stated for row in rows]), list(self._found), [row.key for row in rows], *known)
-        _keep(self._path, _to_bytes([found, *self._learnt]))
+        hostmemory.keep(self._path, _to_bytes([found, *self._learnt]))
 
 
 def open_table(prefix: str, trusted: bool = True) -> StatTable:
@@ -129,8 +123,8 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
     ----------
     trusted : whether what it says counts; it is written anew in any case.
     """
-    path = _place("stat", prefix)
-    trusted = trusted and tells_changes(prefix)
+    path = hostmemory.place("stat", prefix)
+    trusted = trusted and hostmemory.tells_changes(prefix)
     rows: dict[str, _Row] = {}
     if path is not None and trusted:
         try:
@@ -139,36 +133,6 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
         except (OSError, ValueError, struct.error):
             pass  # none, or a broken one
     return StatTable(path, rows)
-
-
-def _place(kind: str, prefix: str) -> str | None:
-    """Where the table of a prefix on this host lies; None without a home."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    if not home.startswith("/"):
-        home = os.path.join(os.path.expanduser("~"), ".cache")
-    if not home.startswith("/"):
-        return None
-    name = digest.blake(os.fsencode(f"{socket.gethostname()}\0{os.path.realpath(prefix)}")).hex()[:32]
-    return os.path.join(home, "fastpack", kind, name)
-
-
-def _keep(path: str, parts: Iterable[bytes]) -> None:
-    """Write a table. A directory that cannot be written is no reason to fail."""
-    folder = os.path.dirname(path)
-    temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.writelines(parts)
-            os.rename(temporary, path)
-        except BaseException:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise
-        _forget_others(folder)
-    except OSError:
-        pass
 
 
 def _as_learnt(
@@ -218,21 +182,6 @@ def _from_bytes(data: bytes) -> dict[str, _Row]:
     return rows
 
 
-def _forget_others(folder: str) -> None:
-    """Remove tables that were not used for longest, and what killed packs left."""
-    found = []
-    for entry in os.scandir(folder):
-        try:
-            found.append((entry.stat().st_mtime, entry.path))
-        except FileNotFoundError:
-            continue
-    for _, path in sorted(found)[:-_KEPT]:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-
-
 # --- an unpacked environment ------------------------------------------------------------------------------------------
 
 _FRAMES_MAGIC = b"fpseen1\n"
@@ -256,8 +205,8 @@ def remember_frames(root: str, destination: str, archive_id: str, frames: Sequen
     ----------
     root, destination : where the environment lies, and where it will.
     """
-    path = _place("unpacked", destination)
-    if path is None or not tells_changes(root):
+    path = hostmemory.place("unpacked", destination)
+    if path is None or not hostmemory.tells_changes(root):
         return
     seen: list[bytes] = []
     newest, fraction = 0, False
@@ -274,11 +223,11 @@ def remember_frames(root: str, destination: str, archive_id: str, frames: Sequen
     finally:
         os.close(folder)
     wait = newest + _TICK - time.time_ns()
-    if not fraction or wait > SETTLED:
+    if not fraction or wait > hostmemory.SETTLED:
         return
     time.sleep(max(0, wait) / 1e9)
     rest = b"".join([bytes.fromhex(archive_id), *seen])
-    _keep(path, [_FRAMES_MAGIC, digest.blake(rest), rest])
+    hostmemory.keep(path, [_FRAMES_MAGIC, digest.blake(rest), rest])
 
 
 class SeenFrames:
@@ -286,7 +235,7 @@ class SeenFrames:
 
     def __init__(self, root: str, archive_id: str) -> None:
         self._seen = b""
-        path = _place("unpacked", root)
+        path = hostmemory.place("unpacked", root)
         start = len(_FRAMES_MAGIC) + digest.N_BYTES
         try:
             with open(path or os.devnull, "rb") as file:
@@ -314,19 +263,3 @@ _MODE, _CTIME = LISTED.index("mode"), LISTED.index("ctime_ns")
 def _name_of(frame: FrameFiles, rows: array[int]) -> bytes:
     parts = [struct.pack("<q", frame.start), rows.tobytes(), os.fsencode("\0".join(frame.paths))]
     return digest.blake(b"".join(parts))[:_KEY]
-
-
-#: File systems where a program that writes to a mapped file changes none of its times.
-_SILENT = {"tmpfs", "ramfs", "devtmpfs"}
-
-
-def tells_changes(path: str) -> bool:
-    """Whether the file system of a path says of a file that it was changed, however that was done."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return True  # not Linux
-    return not any(row[2] == wanted and row[row.index("-") + 1] in _SILENT for row in rows if "-" in row)

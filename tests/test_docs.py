@@ -51,7 +51,12 @@ def test_every_code_of_a_warning_is_documented() -> None:
     used = set()
     for path in (ROOT / "fastpack").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Warned":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "Warned"
+                and node.args
+            ):
                 used.add(ast.literal_eval(node.args[0]))
     text = (ROOT / "docs/json.md").read_text().split("## Codes of warnings")[1]
     assert used == set(re.findall(r"`([\w-]+)`", text))

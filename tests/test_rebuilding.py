@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import fastpack
-from fastpack import errors, rebuilding
+from fastpack import errors, hostmemory, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
 from fastpack.installed import read_installed
@@ -23,12 +23,12 @@ from fastpack.layout import Segment, lay_out
 from fastpack.listing import walk
 from fastpack.manifest import Member
 from fastpack.reader import open_archive
-from fastpack.stat_table import FrameFiles, SeenFrames, tells_changes
+from fastpack.stat_table import FrameFiles, SeenFrames
 from tests.conftest import need, run_fastpack
 from tests.test_environment import dist, write
 
 SITE = "lib/python3.11/site-packages"
-TOLD = pytest.mark.skipif(not tells_changes(tempfile.gettempdir()), reason="nothing is trusted on a tmpfs")
+TOLD = pytest.mark.skipif(not hostmemory.tells_changes(tempfile.gettempdir()), reason="nothing is trusted on a tmpfs")
 
 
 class Shipped(NamedTuple):
@@ -448,7 +448,7 @@ def test_a_link_alone_between_large_files(made: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a tmpfs")
 def test_a_file_system_that_does_not_tell_of_changes_is_not_trusted(shipped: Shipped, frames_read: list[int]) -> None:
-    if tells_changes("/dev/shm"):
+    if hostmemory.tells_changes("/dev/shm"):
         pytest.skip("/dev/shm is no tmpfs")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         base = f"{folder}/base"

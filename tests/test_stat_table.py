@@ -17,29 +17,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastpack
-from fastpack import stat_table
+from fastpack import again as without_plan
+from fastpack import hostmemory
 from fastpack.listing import walk
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.model import DiskFile
-from fastpack.stat_table import AS_ON_DISK, STATED, Known, open_table, tells_changes
+from fastpack.stat_table import AS_ON_DISK, STATED, Known, open_table
 from tests.conftest import app_package
 from tests.test_base import edit, edits
 from tests.test_environment import dist, write
 from tests.test_packing import manifest_of
 
 SITE = "lib/python3.11/site-packages"
-pytestmark = pytest.mark.skipif(not tells_changes(tempfile.gettempdir()), reason="nothing is trusted on a tmpfs")
+pytestmark = pytest.mark.skipif(
+    not hostmemory.tells_changes(tempfile.gettempdir()), reason="nothing is trusted on a tmpfs"
+)
 
 
 @pytest.fixture(autouse=True)
 def own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """And always a plan: `test_again.py` has what needs none."""
+    monkeypatch.setattr(without_plan, "proven", lambda *arguments: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home/fastpack/stat"
 
 
 def settle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files need not have been left alone: what changes after this has another ctime all the same."""
-    monkeypatch.setattr(stat_table, "SETTLED", -(10**10))
+    monkeypatch.setattr(hostmemory, "SETTLED", -(10**10))
 
 
 def tick() -> None:

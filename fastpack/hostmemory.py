@@ -1,0 +1,79 @@
+"""What is remembered on this host from one run to the next: tables in the user's cache directory, never in an archive.
+
+One for each kind and place; those that were not used for longest are forgotten. Nothing depends on one being there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+
+from fastpack import digest
+
+#: Nanoseconds for which a file must have been left alone, for what the system says of it to be believed later.
+SETTLED = 2_000_000_000
+#: Tables of a kind that are kept, those used last.
+_KEPT = 20
+
+
+def place(kind: str, path: str) -> str | None:
+    """Where the table of a path on this host lies; None without a home."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not home.startswith("/"):
+        home = os.path.join(os.path.expanduser("~"), ".cache")
+    if not home.startswith("/"):
+        return None
+    name = digest.blake(os.fsencode(f"{socket.gethostname()}\0{os.path.realpath(path)}")).hex()[:32]
+    return os.path.join(home, "fastpack", kind, name)
+
+
+def keep(path: str, parts: Iterable[bytes]) -> None:
+    """Write a table. A directory that cannot be written is no reason to fail."""
+    folder = os.path.dirname(path)
+    temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.writelines(parts)
+            os.rename(temporary, path)
+        except BaseException:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+            raise
+        _forget_others(folder)
+    except OSError:
+        pass
+
+
+def _forget_others(folder: str) -> None:
+    """Remove tables that were not used for longest, and what killed packs left."""
+    found = []
+    for entry in os.scandir(folder):
+        try:
+            found.append((entry.stat().st_mtime, entry.path))
+        except FileNotFoundError:
+            continue
+    for _, path in sorted(found)[:-_KEPT]:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+#: File systems where a program that writes to a mapped file changes none of its times.
+_SILENT = {"tmpfs", "ramfs", "devtmpfs"}
+
+
+def tells_changes(path: str) -> bool:
+    """Whether the file system of a path says of a file that it was changed, however that was done."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return True  # not Linux
+    return not any(row[2] == wanted and row[row.index("-") + 1] in _SILENT for row in rows if "-" in row)
