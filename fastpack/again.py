@@ -137,11 +137,13 @@ def proven(output: str, source: str, threads: int, progress: Progress) -> PackRe
 
 def _remembered(output: str) -> dict[str, Any] | None:
     path = hostmemory.place(_KIND, output)
+    if path is None:
+        return None
     try:
-        with open(path or os.devnull, "rb") as file:
+        with open(path, "rb") as file:
             data = file.read()
-        os.utime(path or os.devnull)  # those used last are kept
     except OSError:
         return None
+    hostmemory.touch(path)
     data, digest_ = data[digest.N_BYTES :], data[: digest.N_BYTES]
     return json.loads(data) if digest.blake(data) == digest_ else None

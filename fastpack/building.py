@@ -205,6 +205,7 @@ class Builder:
                 return None
             rows.append(row)
         mtimes = [] if frame.start else [row.mtime for row in rows]
+        self._remember_times(members.paths, mtimes)
         slices = [row.slices for row in rows]
         if frame.stop is not None:
             first, last = frame.start // digest.SLICE, -(-frame.stop // digest.SLICE)
@@ -399,9 +400,13 @@ class Builder:
             relocated = member.form is not AS_IT_IS and member.form.relocations
             if relocated or member.mtime is not None or member.n_bytes > digest.SLICE or member.kind is not Kind.FILE:
                 times[index] = self._mtime(member, plain[starts[index] : stops[index]], slices[index])
-        followed = self._followed
-        self._mtimes.update((p, time) for p, time in zip(members.paths, times, strict=True) if p in followed)
+        self._remember_times(members.paths, times)
         return times
+
+    def _remember_times(self, paths: Sequence[str], times: Sequence[int]) -> None:
+        """For the members that follow."""
+        followed = self._followed
+        self._mtimes.update((path, time) for path, time in zip(paths, times, strict=False) if path in followed)
 
     def _mtime(self, member: Planned, data: memoryview, slices: bytes) -> int:
         """A member's time (DESIGN section 6): `data` and `slices` are the whole file's, if that is small."""

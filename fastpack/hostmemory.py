@@ -48,6 +48,14 @@ def keep(path: str, parts: Iterable[bytes]) -> None:
         pass
 
 
+def touch(path: str) -> None:
+    """A table was used: those that were not used for longest are forgotten first."""
+    try:
+        os.utime(path)
+    except OSError:
+        pass
+
+
 def _forget_others(folder: str) -> None:
     """Remove tables that were not used for longest, and what killed packs left."""
     found = []

@@ -57,20 +57,41 @@ class _Learnt(NamedTuple):
     slices: bytes
 
 
-class _Row(NamedTuple):
-    stated: bytes  # what the system said of the file
-    key: bytes  # how it is brought into archive form
-    known: Known
+class _Kept:
+    """What an earlier pack learnt: rows are made when somebody asks for them."""
+
+    def __init__(self, columns: _Learnt) -> None:
+        self._columns = columns
+        self._mtimes = array("q", columns.mtimes)
+        self._ends = list(itertools.accumulate(array("q", columns.lengths), initial=0))
+        self.paths = os.fsdecode(columns.paths).split("\0")[:-1]
+        self.index = dict(zip(self.paths, itertools.count()))  # the last one of a path counts
+
+    def stated(self, row: int) -> bytes:
+        """What the system said of the file."""
+        return self._columns.stated[_STATED * row : _STATED * (row + 1)]
+
+    def key(self, row: int) -> bytes:
+        """How it is brought into archive form."""
+        return self._columns.keys[_KEY * row : _KEY * (row + 1)]
+
+    def known(self, row: int) -> Known:
+        """What was learnt of it."""
+        slices = self._columns.slices[self._ends[row] : self._ends[row + 1]]
+        return Known(self._mtimes[row], bool(self._columns.naming[row]), slices)
+
+
+_NOTHING = _Learnt(*[b""] * len(_Learnt._fields))
 
 
 class StatTable:
     """See `open_table`. May be used by several threads."""
 
-    def __init__(self, path: str | None, rows: dict[str, _Row]) -> None:
+    def __init__(self, path: str | None, kept: _Kept) -> None:
         self._path = path
-        self._rows = rows
+        self._kept = kept
         self._learnt: list[_Learnt] = []
-        self._found: dict[str, _Row] = {}
+        self._found: set[int] = set()
         self._settled_before = time.time_ns() - hostmemory.SETTLED
 
     def known(self, path: str, stated: bytes, key: bytes) -> Known | None:
@@ -80,11 +101,11 @@ class StatTable:
         ----------
         stated : what the system says of it: numbers of 64 bits, see `STATED`.
         """
-        row = self._rows.get(path)
-        if row is None or row.key != key or row.stated != stated:
+        row = self._kept.index.get(path)
+        if row is None or self._kept.stated(row) != stated or self._kept.key(row) != key:
             return None
-        self._found[path] = row
-        return row.known
+        self._found.add(row)
+        return self._kept.known(row)
 
     def learn(
         self, paths: Sequence[str], stated: bytes, changed: Sequence[int], keys: Sequence[bytes | None],
@@ -110,9 +131,13 @@ class StatTable:
         """Keep what was learnt for the next pack. A directory that cannot be written is no reason to fail."""
         if self._path is None:
             return
-        rows = self._found.values()
-        known = zip(*[row.known for row in rows], strict=True) if rows else ((),) * 3
-        found = _as_learnt(b"".join([row.stated for row in rows]), list(self._found), [row.key for row in rows], *known)
+        kept, rows = self._kept, sorted(self._found)
+        if rows and len(rows) == len(kept.paths) and not self._learnt:
+            hostmemory.touch(self._path)  # nothing was learnt, nothing is to be forgotten
+            return
+        known = zip(*map(kept.known, rows), strict=True) if rows else ((),) * 3
+        paths = [kept.paths[row] for row in rows]
+        found = _as_learnt(b"".join(map(kept.stated, rows)), paths, list(map(kept.key, rows)), *known)
         hostmemory.keep(self._path, _to_bytes([found, *self._learnt]))
 
 
@@ -125,14 +150,14 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
     """
     path = hostmemory.place("stat", prefix)
     trusted = trusted and hostmemory.tells_changes(prefix)
-    rows: dict[str, _Row] = {}
+    kept = _Kept(_NOTHING)
     if path is not None and trusted:
         try:
             with open(path, "rb") as file:
-                rows = _from_bytes(file.read())
+                kept = _Kept(_from_bytes(file.read()))
         except (OSError, ValueError, struct.error):
             pass  # none, or a broken one
-    return StatTable(path, rows)
+    return StatTable(path, kept)
 
 
 def _as_learnt(
@@ -159,7 +184,7 @@ def _pieces(data: bytes, n_bytes: int) -> Iterator[bytes]:
     return (data[at : at + n_bytes] for at in range(0, len(data), n_bytes))
 
 
-def _from_bytes(data: bytes) -> dict[str, _Row]:
+def _from_bytes(data: bytes) -> _Learnt:
     view = memoryview(data)
     start = len(_MAGIC) + digest.N_BYTES
     if data[: len(_MAGIC)] != _MAGIC or digest.blake(view[start:]) != data[len(_MAGIC) : start]:
@@ -169,17 +194,7 @@ def _from_bytes(data: bytes) -> dict[str, _Row]:
     for length in _LENGTHS.unpack_from(data, start - _LENGTHS.size):
         columns.append(data[start : start + length])
         start += length
-    stated, keys, mtimes, naming, lengths, paths, slices = columns
-    rows = {}
-    at = 0
-    numbers = zip(
-        os.fsdecode(paths).split("\0"), _pieces(stated, _STATED), _pieces(keys, _KEY), array("q", mtimes), naming,
-        array("q", lengths), strict=False,
-    )  # fmt: skip
-    for path, row, key, mtime, names, length in numbers:
-        rows[path] = _Row(row, key, Known(mtime, bool(names), slices[at : at + length]))
-        at += length
-    return rows
+    return _Learnt(*columns)
 
 
 # --- an unpacked environment ------------------------------------------------------------------------------------------

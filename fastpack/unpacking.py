@@ -71,7 +71,8 @@ class Options:
     base : with a delta, the environment that was unpacked from the old archive; None: the one at the destination.
     in_place : exchange the new environment for the one at the destination, which is fastpack's.
     hardlink : with a delta, give files that did not change a further name in the new environment where the file system
-        has no reflinks: a program that writes into such a file changes it in both environments.
+        has no reflinks: a program that writes into such a file changes it in both environments. An environment of
+        which none is kept (`in_place`, `keep` 0) gives its files away like that in any case.
     keep : with `in_place`, how many replaced ones to keep, as ``DESTINATION.old-1`` (the newest) and so on.
     verify_content : with a delta, read every file of the base, also those untouched since it was unpacked.
     on_modified : with a delta, what becomes of files of the base that were changed by hand: ``error``, or ``replace``
@@ -128,6 +129,15 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
     return _unpack(job)
 
 
+def _goes_at_once(job: _Job, base: str) -> bool:
+    """Whether an environment is removed as soon as the new one has its place: they may have files in common till then."""
+    options = job.options
+    try:
+        return options.in_place and not options.keep and os.path.samefile(base, job.destination)
+    except OSError:
+        return False
+
+
 def _unpack(job: _Job) -> UnpackReport:
     archive = job.archive
     if archive == "-":
@@ -136,7 +146,8 @@ def _unpack(job: _Job) -> UnpackReport:
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_delta(descriptor):
             base = os.path.abspath(job.options.base or job.destination)
-            how = (job.options.hardlink, job.options.verify_content, job.options.on_modified)
+            links = job.options.hardlink or _goes_at_once(job, base)
+            how = (links, job.options.verify_content, job.options.on_modified)
             with open_delta(descriptor, archive, base, *how) as (delta_reader, manifest, new):
                 return _from_file(job, delta_reader, manifest, new.hex())
         given = {

@@ -251,6 +251,30 @@ def test_hardlink(shipped: Shipped, tmp_path: Path) -> None:
     assert done.code == 2 and "--hardlink is for a delta" in done.err
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_an_environment_that_is_not_kept_gives_its_files_away(shipped: Shipped, keep: int, tmp_path: Path) -> None:
+    """Nobody is left who could have them in common; another environment's are never given away."""
+    time.sleep(1.1)  # what was unpacked just now is copied
+    expected = str(tmp_path / "expected")
+    fastpack.unpack(shipped.new, expected, dest_prefix=shipped.base)
+    paths = ("share/large", f"{SITE}/steady.py", f"{SITE}/tool.py", "bin/run")
+    before = [os.stat(os.path.join(shipped.base, path)).st_ino for path in paths]
+    report = fastpack.unpack(shipped.delta, shipped.base, in_place=True, keep=keep)
+    after = [os.stat(os.path.join(shipped.base, path)) for path in paths]
+    if report.n_shared_files == 0 or keep == 0:  # no reflinks here
+        assert [one == two.st_ino for one, two in zip(before, after, strict=True)] == [not keep, not keep, False, False]
+    assert all(info.st_nlink == 1 for info in after)
+    assert not fastpack.verify(shipped.base).problems
+    shutil.rmtree(os.path.join(expected, ".fastpack"))
+    own = {path: row for path, row in tree(shipped.base).items() if not path.startswith(".fastpack")}
+    assert own == tree(expected)
+    time.sleep(1.1)
+    other = str(tmp_path / "other")
+    fastpack.unpack(shipped.old, other)
+    fastpack.unpack(shipped.delta, other, base=other, in_place=True, keep=0)
+    assert not fastpack.verify(other).problems
+
+
 def test_hardlink_finds_what_was_changed(shipped: Shipped, tmp_path: Path) -> None:
     large = Path(shipped.base, "share/large")
     info = large.stat()
