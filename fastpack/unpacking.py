@@ -130,7 +130,7 @@ def unpack(archive: str, destination: str, options: Options, progress: Progress 
 
 
 def _goes_at_once(job: _Job, base: str) -> bool:
-    """Whether an environment is removed as soon as the new one has its place: they may have files in common till then."""
+    """Whether an environment is removed as soon as the new one has its place: till then they may share files."""
     options = job.options
     try:
         return options.in_place and not options.keep and os.path.samefile(base, job.destination)
