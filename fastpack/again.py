@@ -24,6 +24,8 @@ from fastpack.model import PackReport, Progress, Warned
 from fastpack.parallel import ordered_map
 
 _KIND = "again"
+#: The bits of a mode that tell a file from a directory (S_IFMT).
+_KIND_OF_FILE = 0o170000
 
 
 class Piece(NamedTuple):
@@ -52,7 +54,7 @@ def source_digest(env: Environment, asked: Iterable[object], output: str) -> str
     if env.brought or not hostmemory.tells_changes(env.prefix):
         return None
     columns = np.stack([np.frombuffer(env.files.column(name), np.int64) for name in LISTED])
-    is_folder = columns[LISTED.index("mode")] & stat.S_IFDIR == stat.S_IFDIR
+    is_folder = columns[LISTED.index("mode")] & _KIND_OF_FILE == stat.S_IFDIR
     for row, name in enumerate(LISTED):
         if name != "mode":
             columns[row, is_folder] = 0
