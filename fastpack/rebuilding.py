@@ -225,11 +225,12 @@ class _Rebuilder(FrameReader):
                 if part.stop - part.start < self.rows.sizes[member]:
                     parts.setdefault(member, []).append(index)
         here = [member for member, frames in parts.items() if self._offsets.keys().isdisjoint(frames)]
-        self._share_all(here, folder, relocated)
+        # Before they are linked, which changes what the system says of them.
         for index in here:
             path = self.rows.paths[index]
             if path not in relocated and path not in self._files and all(map(self._is_untouched, parts[index])):
                 self._trusted[path] = parts[index][0]
+        self._share_all(here, folder, relocated)
 
     def trusts(self, member: Member) -> bool:
         return member.path in self._trusted

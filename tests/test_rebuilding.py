@@ -275,6 +275,27 @@ def test_an_environment_that_is_not_kept_gives_its_files_away(shipped: Shipped, 
     assert not fastpack.verify(other).problems
 
 
+@TOLD
+def test_what_nobody_has_touched_is_linked_unread(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the large ones, which a link changes the system's word of."""
+    time.sleep(1.1)
+    asked: list[bool] = []
+    untouched = SeenFrames.untouched
+
+    def spy(seen: SeenFrames, folder: int, index: int, frame: FrameFiles) -> bool:
+        asked.append(untouched(seen, folder, index, frame))
+        return asked[-1]
+
+    monkeypatch.setattr(SeenFrames, "untouched", spy)
+    target = str(tmp_path / "target")
+    fastpack.unpack(shipped.delta, target, base=shipped.base, hardlink=True)
+    assert len(asked) > 5 and all(asked)
+    assert "share/large" not in unshared(target, shipped.base)
+    assert not fastpack.verify(target).problems
+
+
 def test_hardlink_finds_what_was_changed(shipped: Shipped, tmp_path: Path) -> None:
     large = Path(shipped.base, "share/large")
     info = large.stat()
