@@ -20,6 +20,7 @@ import numpy as np
 from fastpack import digest, hostmemory, pagecache, requirements
 from fastpack._batch_py import LISTED
 from fastpack.environment import Environment
+from fastpack.fs import opened_if_regular
 from fastpack.model import PackReport, Progress, Warned
 from fastpack.parallel import ordered_map
 
@@ -51,7 +52,8 @@ def source_digest(env: Environment, asked: Iterable[object], output: str) -> str
     -------
     None where the system does not tell of every change, or a file was changed just now.
     """
-    if env.brought or not hostmemory.tells_changes(env.prefix):
+    umask = _umask()
+    if env.brought or umask is None or not hostmemory.tells_changes(env.prefix):
         return None
     columns = np.stack([np.frombuffer(env.files.column(name), np.int64) for name in LISTED])
     is_folder = columns[LISTED.index("mode")] & _KIND_OF_FILE == stat.S_IFDIR
@@ -59,19 +61,29 @@ def source_digest(env: Environment, asked: Iterable[object], output: str) -> str
         if name != "mode":
             columns[row, is_folder] = 0
     # Of the file system's clock and of when it was listed: a while before now.
+    devices = set(columns[LISTED.index("device"), ~is_folder].tolist())
     newest = columns[[LISTED.index("mtime_ns"), LISTED.index("ctime_ns")]].max(initial=0)
-    if newest >= time.time_ns() - 2 * hostmemory.SETTLED:
+    if newest >= time.time_ns() - 2 * hostmemory.SETTLED or len(devices) > 1:  # a file system inside of it
         return None
     rest = (
         _this_code(), requirements.of_this_machine(), env.prefix, os.path.realpath(env.prefix), output, env.filters,
         env.editable, env.telling, env.earlier_prefixes, env.recorded, env.left_out, env.left_out_before, env.warnings,
-        *asked,
+        env.records, umask, *asked,
     )  # fmt: skip
     hasher = digest.hasher()
     for data in (columns.tobytes(), os.fsencode("\0".join(env.files.paths)), ascii((env.files.targets, rest)).encode()):
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
     return hasher.hexdigest()
+
+
+def _umask() -> str | None:
+    """This process's umask, without changing it for other threads; None where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="utf-8", errors="surrogateescape") as file:
+            return next((line for line in file if line.startswith("Umask:")), None)
+    except OSError:
+        return None
 
 
 @functools.cache
@@ -82,11 +94,12 @@ def _this_code() -> list[tuple[str, int, int]]:
     return sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in files)
 
 
-def remember(output: str, source: str, pieces: Sequence[Piece], report: PackReport) -> None:
+def remember(output: str, info: os.stat_result, source: str, pieces: Sequence[Piece], report: PackReport) -> None:
     """Remember what an archive was made from.
 
     Parameters
     ----------
+    info : what the system says of it.
     source : its `source_digest`.
     pieces : of the whole file, in order.
     report : what is said if it need not be made again.
@@ -95,49 +108,62 @@ def remember(output: str, source: str, pieces: Sequence[Piece], report: PackRepo
     if path is None:
         return
     said = {**report.as_dict(), "warnings": [warning.as_dict() for warning in report.warnings]}
-    data = json.dumps({"source": source, "pieces": pieces, "report": said}).encode("ascii")
+    known = {"source": source, "owner": _owner(info), "pieces": pieces, "report": said}
+    data = json.dumps(known).encode("ascii")
     hostmemory.keep(path, [digest.blake(data), data])
 
 
 def proven(output: str, source: str, threads: int, progress: Progress) -> PackReport | None:
     """The report on the archive that packing would give, if that lies there already, with every byte it should have.
 
-    Its time is then now, for make and its like.
+    Its time is then now, for make and its like. It is not used if others have a part in it: another user's, one with
+    further names or another mode.
 
     Parameters
     ----------
     source : the `source_digest` of what is to be packed.
     """
     known = _remembered(output)
-    if known is None or known["source"] != source:
+    if known is None or known.source != source:
         return None
-    pieces = [Piece(*row) for row in known["pieces"]]
-    total = sum(piece.n_bytes for piece in pieces)
+    total = sum(piece.n_bytes for piece in known.pieces)
+    descriptor = opened_if_regular(output)
+    if descriptor is None:
+        return None
+
+    def is_whole(piece: Piece) -> bool:
+        return digest.blake(pagecache.read(descriptor, piece.n_bytes, piece.offset)).hex() == piece.digest
+
     try:
-        with open(output, "rb", buffering=0) as file:
-
-            def is_whole(piece: Piece) -> bool:
-                return digest.blake(pagecache.read(file.fileno(), piece.n_bytes, piece.offset)).hex() == piece.digest
-
-            if os.fstat(file.fileno()).st_size != total:
+        info = os.fstat(descriptor)
+        if info.st_size != total or info.st_uid != os.geteuid() or _owner(info) != known.owner:
+            return None
+        done = 0
+        for piece, whole in zip(known.pieces, ordered_map(is_whole, known.pieces, threads), strict=True):
+            if not whole:
                 return None
-            done = 0
-            for piece, whole in zip(pieces, ordered_map(is_whole, pieces, threads), strict=True):
-                if not whole:
-                    return None
-                done += piece.n_bytes
-                progress("verify", done, total, "")
-            os.utime(file.fileno())
-    except OSError:  # it is not there, or another user's
+            done += piece.n_bytes
+            progress("verify", done, total, "")
+        os.utime(descriptor)
+    except OSError:  # it cannot be read
         return None
-    said = known["report"]
-    lists = {name: tuple(said[name]) for name in ("prefixes", "not_relocated", "limited")}
-    groups = {what: tuple(names) for what, names in said["groups"].items()}
-    warnings = tuple(Warned(**row) for row in said["warnings"])
-    return PackReport(**{**said, **lists, "groups": groups, "warnings": warnings})
+    finally:
+        os.close(descriptor)
+    return known.report
 
 
-def _remembered(output: str) -> dict[str, Any] | None:
+def _owner(info: os.stat_result) -> list[int]:
+    return [info.st_mode, info.st_uid, info.st_gid, info.st_nlink]
+
+
+class _Known(NamedTuple):
+    source: str
+    owner: list[int]
+    pieces: list[Piece]
+    report: PackReport
+
+
+def _remembered(output: str) -> _Known | None:
     path = hostmemory.place(_KIND, output)
     if path is None:
         return None
@@ -146,6 +172,20 @@ def _remembered(output: str) -> dict[str, Any] | None:
             data = file.read()
     except OSError:
         return None
-    hostmemory.touch(path)
     data, digest_ = data[digest.N_BYTES :], data[: digest.N_BYTES]
-    return json.loads(data) if digest.blake(data) == digest_ else None
+    if digest.blake(data) != digest_:
+        return None
+    hostmemory.touch(path)
+    try:
+        table = json.loads(data)
+        pieces = [Piece(*row) for row in table["pieces"]]
+        return _Known(table["source"], table["owner"], pieces, _as_report(table["report"]))
+    except (ValueError, TypeError, LookupError):  # another version's
+        return None
+
+
+def _as_report(said: dict[str, Any]) -> PackReport:
+    lists = {name: tuple(said[name]) for name in ("prefixes", "not_relocated", "limited")}
+    groups = {what: tuple(names) for what, names in said["groups"].items()}
+    warnings = tuple(Warned(**row) for row in said["warnings"])
+    return PackReport(**{**said, **lists, "groups": groups, "warnings": warnings})

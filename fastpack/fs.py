@@ -8,6 +8,7 @@ import fcntl
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
@@ -183,6 +184,10 @@ class Output(io.FileIO):
             (piece, start), self._pending = self._pending, None
             self._writer.copy(self.fileno(), piece, start)
 
+    def forget(self) -> None:
+        """Nothing comes of it: what was still to be copied is not."""
+        self._pending = None
+
     def flush(self) -> None:
         self._copy_pending()
         super().flush()
@@ -204,13 +209,15 @@ class Output(io.FileIO):
     def finish(self, path: str) -> bool:
         """Whether the file to be replaced has every byte of this one and still lies at `path`; else this one is whole.
 
-        The time of its last change is then now, for make and its like. What another process has written, by this one's
-        name, is never the same.
+        The time of its last change is then now, for make and its like. It does not stay if others have a part in it
+        (another user's, one with further names or another mode). What another process has written, by this one's name,
+        is never the same.
         """
         if self._is_the_same and self._replaced is not None and self.tell():
-            there = os.fstat(self._replaced)
+            there, own = os.fstat(self._replaced), os.fstat(self.fileno())
+            alike = _owner(there) == _owner(own) and self.tell() == there.st_size
             try:
-                if self.tell() == there.st_size and os.path.samestat(os.lstat(path), there):
+                if alike and os.path.samestat(os.lstat(path), there):
                     os.utime(path)
                     return True
             except OSError:  # removed meanwhile, or another user's
@@ -218,6 +225,10 @@ class Output(io.FileIO):
         self._begin()
         self.flush()
         return False
+
+
+def _owner(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_mode, info.st_uid, info.st_gid, info.st_nlink
 
 
 @contextmanager
@@ -247,14 +258,18 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
             if entry.startswith(stem):
                 _remove_debris(os.path.join(folder, entry))
         temporary = os.path.join(folder, stem + secrets.token_hex(4))
-        replaced = _opened_if_there(path)
+        replaced = opened_if_regular(path)
         out = Output(temporary, replaced)
     except OSError as error:
         raise explain_os_error(error, folder) from None
     try:
         with out:
             lock(out)
-            yield out
+            try:
+                yield out
+            except BaseException:
+                out.forget()
+                raise
             # link, not rename: another process may have made the file since, and is not asked about.
             if out.finish(path):
                 return
@@ -279,12 +294,16 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
             pass
 
 
-def _opened_if_there(path: str) -> int | None:
-    """A file's descriptor; None if there is none that can be read."""
+def opened_if_regular(path: str) -> int | None:
+    """A regular file's descriptor; None if there is none that can be read."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def exchange(first: str, second: str) -> None:

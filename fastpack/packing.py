@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastpack import again, digest
+from fastpack import again, digest, pagecache
 from fastpack import parcel as parcels
 from fastpack._place_py import ascii_only, check_pad
 from fastpack._version import VERSION
@@ -18,11 +19,13 @@ from fastpack.along import bring_along
 from fastpack.base import Groups, by_group, compare, open_base
 from fastpack.building import Builder, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
+from fastpack.codec import Codec
 from fastpack.environment import Environment
-from fastpack.errors import Unrelocatable, UsageError
+from fastpack.errors import FastpackError, Unrelocatable, UsageError
 from fastpack.examine import Examination, PycPolicy, examine
 from fastpack.formats import Directory, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
-from fastpack.fs import check_relative, explain_os_error
+from fastpack.frames import find_locator
+from fastpack.fs import check_relative, explain_os_error, opened_if_regular
 from fastpack.manifest import Frame, Manifest, file_lines, member_line
 from fastpack.members import Members, as_table
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
@@ -100,19 +103,19 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
         report = again.proven(output, source, _threads(options), progress)
         if report is not None:
             return replace(report, elapsed_seconds=time.monotonic() - started)
-    before = _stat_of(output)
+    before = _stat_of(output) if options.force else None
     done = _pack(env, options, format_, output, output, progress)
     after = _stat_of(output)
     unchanged = before is not None and after is not None and os.path.samestat(before, after)
     report = _report(done, format_, output, unchanged, time.monotonic() - started)
-    if source is not None:
-        _remember(output, source, done, report)
+    if source is not None and format_.codec is not None:
+        _remember(output, source, done, format_.codec, report)
     return report
 
 
 def _source(env: Environment, options: Options, format_: Format, output: str) -> str | None:
     """What decides about an archive that need not be made again where all of that is as it was; None: it is made."""
-    named = options.base or options.base_id or options.reuse_any
+    named = options.base or options.base_id or options.reuse_any or options.cache
     outside = options.editable == "include" and not options.ignore_editable_packages
     if format_.codec is None or output == "-" or named or outside:
         return None
@@ -124,32 +127,41 @@ def _source(env: Environment, options: Options, format_: Format, output: str) ->
     return again.source_digest(env, (asked, format_.name, level, format_.versions()), output)
 
 
-def _stat_of(path: str) -> os.stat_result | None:
+def _stat_of(output: str) -> os.stat_result | None:
+    """What the system says of an output that is a regular file."""
     try:
-        return os.stat(path)
+        info = os.stat(output)
     except OSError:
         return None
+    return info if output != "-" and stat.S_ISREG(info.st_mode) else None
 
 
-def _remember(output: str, source: str, done: _Packed, report: PackReport) -> None:
+def _remember(output: str, source: str, done: _Packed, codec: Codec, report: PackReport) -> None:
     """Remember what an archive was made from; and, where nothing of it changes, what packing it again would report."""
     written = done.written
     frames = written.manifest.frames
     pieces = [again.Piece(frame.offset, frame.packed_bytes, frame.packed_digest.hex()) for frame in frames]
     packed_bytes = written.archive_bytes - written.tail_bytes
-    try:
-        with open(output, "rb") as file:
-            file.seek(packed_bytes)
-            tail = file.read()
-    except OSError:
+    descriptor = opened_if_regular(output)
+    if descriptor is None:
         return
+    try:
+        info = os.fstat(descriptor)
+        locator = find_locator(descriptor, info.st_size, codec)
+        tail = bytes(pagecache.read(descriptor, info.st_size - packed_bytes, packed_bytes))
+    except (OSError, FastpackError):
+        return
+    finally:
+        os.close(descriptor)
+    if info.st_size != written.archive_bytes or locator is None or locator.archive_id.hex() != written.archive_id:
+        return  # another process has replaced it
     pieces.append(again.Piece(packed_bytes, len(tail), digest.blake(tail).hex()))
     groups = {"unchanged": tuple(str(group) for group in written.groups()), "changed": (), "new": (), "gone": ()}
     plain_bytes = sum(frame.plain_bytes for frame in frames)
     work = {**dict.fromkeys(written.work, 0), "reused": plain_bytes, "copied": packed_bytes}
     warnings = tuple(warning for warning in report.warnings if warning not in done.on_the_way)
     said = replace(report, unchanged=True, base=output, groups=groups, work=work, warnings=warnings)
-    again.remember(output, source, pieces, said)
+    again.remember(output, info, source, pieces, said)
 
 
 def pack_many(environments: Sequence[Environment], options: Options, progress: Progress = silent) -> PackManyReport:
@@ -531,7 +543,7 @@ def _report(done: _Packed, format_: Format, output: str, unchanged: bool, elapse
         n_frames=len(written.manifest.frames),
         n_packages=len(plan.packages),
         source_bytes=plan.environment.files.n_bytes,
-        archive_bytes=os.stat(output).st_size if os.path.isfile(output) else written.archive_bytes,
+        archive_bytes=written.archive_bytes if (info := _stat_of(output)) is None else info.st_size,
         unchanged=unchanged,
         base=done.base,
         groups=compare(done.base_groups, written.groups()),

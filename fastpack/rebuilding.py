@@ -15,9 +15,10 @@ import time
 from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum, auto
 
 from fastpack import digest, pagecache
-from fastpack._batch_py import CLONED, COPIED, LINKED
+from fastpack._batch_py import CLONED, COPIED, LINKED, LISTED
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
@@ -33,17 +34,27 @@ from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 from fastpack.rows import Member
 from fastpack.stat_table import SeenFrames
 
+_N_LINKS = LISTED.index("n_links")
+
+
+class Links(Enum):
+    """Which files of the base that did not change get a further name in the new environment."""
+
+    NONE = auto()
+    ALONE = auto()  # those without another name: nobody but the base, which is about to go, has them
+    ALL = auto()
+
 
 @contextmanager
 def open_delta(
-    descriptor: int, path: str, base: str, hardlink: bool, verify_content: bool, on_modified: str
+    descriptor: int, path: str, base: str, links: Links, verify_content: bool, on_modified: str
 ) -> Iterator[tuple[FrameReader, Manifest, bytes]]:
     """A delta and the environment it is put together with: (reader of the new archive's frames, its manifest, its id).
 
     Parameters
     ----------
     base : the environment's directory.
-    hardlink : give what did not change a further name where it cannot be reflinked.
+    links : which files that did not change get a further name where they cannot be reflinked.
     verify_content : read every file of the environment, also those that nobody has touched.
     on_modified : ``error``: refuse where a file of the environment was changed by hand and the new one has another one,
         or none, in its place; ``replace``: that counts.
@@ -82,9 +93,7 @@ def open_delta(
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         seen = None if verify_content else SeenFrames(base, installed.archive_id)
-        reader = _Rebuilder(
-            descriptor, by_name(table.codec), manifest, offsets, base, folder, installed, hardlink, seen
-        )
+        reader = _Rebuilder(descriptor, by_name(table.codec), manifest, offsets, base, folder, installed, links, seen)
         if on_modified == "error":
             reader.check_replaced()
         yield reader, manifest, table.new
@@ -97,7 +106,7 @@ class _Rebuilder(FrameReader):
 
     def __init__(
         self, descriptor: int, codec: Codec, manifest: Manifest, offsets: Mapping[int, int], root: str, folder: int,
-        installed: Installed, hardlink: bool, seen: SeenFrames | None,
+        installed: Installed, links: Links, seen: SeenFrames | None,
     ) -> None:  # fmt: skip
         super().__init__(descriptor, codec, manifest, offsets)
         assert installed.state is not None
@@ -109,7 +118,7 @@ class _Rebuilder(FrameReader):
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
         self._files = {file.path: file for file in files}
         self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
-        self._hardlink = hardlink
+        self._links = links
         self._reflink = True  # until the file system says that it has none
         # A second for the coarseness of the file system's clock.
         self._since = time.time_ns() - 1_000_000_000
@@ -250,8 +259,12 @@ class _Rebuilder(FrameReader):
         files = [k for k in files if not (paths[k] in there or paths[k] in relocated or paths[k] in self._files)]
         if self._reflink:
             self._share([k for k in files if self.rows.sizes[k] >= CLONED_FROM], folder, CLONED)
-        if self._hardlink:
-            self._share([k for k in files if paths[k] not in there], folder, LINKED)
+        if self._links is not Links.NONE:
+            files = [k for k in files if paths[k] not in there]
+            if self._links is Links.ALONE:
+                numbers = batch.stat_files(self._folder, [paths[k] for k in files])[_N_LINKS :: len(LISTED)]
+                files = [k for k, number in zip(files, numbers, strict=True) if number == 1]
+            self._share(files, folder, LINKED)
 
     def _share(self, files: Sequence[int], folder: int, how: int) -> None:
         for start in range(0, len(files), AT_ONCE):

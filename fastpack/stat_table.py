@@ -66,6 +66,12 @@ class _Kept:
         self._ends = list(itertools.accumulate(array("q", columns.lengths), initial=0))
         self.paths = os.fsdecode(columns.paths).split("\0")[:-1]
         self.index = dict(zip(self.paths, itertools.count()))  # the last one of a path counts
+        number = len(self.paths)
+        lengths = (len(columns.stated), len(columns.keys), len(self._mtimes), len(columns.naming), len(self._ends) - 1)
+        if lengths != (_STATED * number, _KEY * number, number, number, number) or self._ends[-1] != len(
+            columns.slices
+        ):
+            raise ValueError("columns of different lengths")
 
     def stated(self, row: int) -> bytes:
         """What the system said of the file."""

@@ -40,7 +40,7 @@ from fastpack.manifest import Manifest
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
 from fastpack.reader import FrameReader, check_relocated, read_relocated
-from fastpack.rebuilding import open_delta
+from fastpack.rebuilding import Links, open_delta
 from fastpack.relocation import (
     KERNELS,
     check_ascii,
@@ -72,7 +72,7 @@ class Options:
     in_place : exchange the new environment for the one at the destination, which is fastpack's.
     hardlink : with a delta, give files that did not change a further name in the new environment where the file system
         has no reflinks: a program that writes into such a file changes it in both environments. An environment of
-        which none is kept (`in_place`, `keep` 0) gives its files away like that in any case.
+        which none is kept (`in_place`, `keep` 0) gives away like that in any case what has no other name.
     keep : with `in_place`, how many replaced ones to keep, as ``DESTINATION.old-1`` (the newest) and so on.
     verify_content : with a delta, read every file of the base, also those untouched since it was unpacked.
     on_modified : with a delta, what becomes of files of the base that were changed by hand: ``error``, or ``replace``
@@ -146,7 +146,7 @@ def _unpack(job: _Job) -> UnpackReport:
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_delta(descriptor):
             base = os.path.abspath(job.options.base or job.destination)
-            links = job.options.hardlink or _goes_at_once(job, base)
+            links = Links.ALL if job.options.hardlink else Links.ALONE if _goes_at_once(job, base) else Links.NONE
             how = (links, job.options.verify_content, job.options.on_modified)
             with open_delta(descriptor, archive, base, *how) as (delta_reader, manifest, new):
                 return _from_file(job, delta_reader, manifest, new.hex())

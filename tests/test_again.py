@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 import fastpack
-from fastpack import again, hostmemory, packing
+from fastpack import again, digest, errors, hostmemory, packing
 from fastpack.model import PackReport
+from tests.conftest import run_fastpack
 from tests.test_environment import dist, write
 
 pytestmark = pytest.mark.skipif(not hostmemory.tells_changes(tempfile.gettempdir()), reason="nothing is trusted there")
@@ -254,3 +256,115 @@ def test_a_digest_of_the_source_is_another_one_for_other_code(
     assert one != again.source_digest(env, (), packed[1] + "x")
     monkeypatch.setattr(again, "_this_code", lambda: [("again.py", 1, 1)])
     assert one != again.source_digest(env, (), packed[1])
+
+
+def test_records_that_lie_elsewhere_are_read(packed: tuple[str, str], tmp_path: Path) -> None:
+    """What the system says of a link says nothing of the record that it leads to."""
+    made, out = packed
+    (record,) = Path(made, "conda-meta").glob("*.json")
+    record.rename(tmp_path / "elsewhere")
+    record.symlink_to(tmp_path / "elsewhere")
+    pack_again(made, out, external_links="ignore")
+    text = (tmp_path / "elsewhere").read_text()
+    (tmp_path / "elsewhere").write_text(text.replace('"app"', '"apq"'))
+    pack_again(made, out, external_links="ignore")
+    fastpack.pack(prefix=made, output=str(tmp_path / "fresh.tar.zst"), external_links="ignore")
+    assert Path(out).read_bytes() == (tmp_path / "fresh.tar.zst").read_bytes()
+
+
+def test_an_archive_that_another_pack_put_there_is_not_remembered(
+    packed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its frames may be the same, and its manifest another one."""
+    made, out = packed
+    whole = Path(out).read_bytes()
+    remember = packing._remember
+    inside: list[int] = []
+
+    def late(*arguments: Any) -> None:
+        if not inside:
+            inside.append(1)
+            fastpack.pack(prefix=made, output=out, force=True, pad=["nothing/*=slash"])
+        remember(*arguments)
+
+    monkeypatch.setattr(packing, "_remember", late)
+    pack_again(made, out, verify_content=True)
+    assert Path(out).read_bytes() != whole
+    report = pack_again(made, out)
+    assert not report.unchanged and Path(out).read_bytes() == whole
+
+
+def test_a_pipe_in_the_outputs_place_is_refused(packed: tuple[str, str]) -> None:
+    made, out = packed
+    os.unlink(out)
+    os.mkfifo(out)
+    with pytest.raises(errors.AlreadyExists, match="no regular file"):
+        pack_again(made, out)
+
+
+def test_only_a_file_that_stays_is_unchanged(packed: tuple[str, str], tmp_path: Path) -> None:
+    made, _ = packed
+    folder = tmp_path / "folder"
+    (folder / "of others").mkdir(parents=True)
+    assert not fastpack.pack(prefix=made, output=str(folder), format="no-archive", force=True).unchanged
+    for force in (False, True):
+        assert not fastpack.pack(prefix=made, output="/dev/null", format="tar.zst", force=force).unchanged
+    (tmp_path / "-").write_text("a file of that name")
+    done = run_fastpack("pack", "-p", made, "-o", "-", "--force", "--json", cwd=tmp_path)
+    result = json.loads(done.err)["result"]
+    assert not result["unchanged"] and result["archive_bytes"] == len(os.fsencode(done.out))
+
+
+@pytest.mark.parametrize("part", ["a mode", "a further name", "another user"])
+@pytest.mark.parametrize("planned", [False, True])
+def test_an_archive_that_others_have_a_part_in_is_replaced(
+    packed: tuple[str, str], tmp_path: Path, part: str, planned: bool
+) -> None:
+    made, out = packed
+    other = tmp_path / "other name"
+    if part == "a mode":
+        os.chmod(out, 0o444)
+    elif part == "a further name":
+        os.link(out, other)
+    elif os.geteuid() == 0:
+        os.chown(out, 1000, 1000)
+    else:
+        pytest.skip("only root can give files away")
+    before, data = os.stat(out), Path(out).read_bytes()
+    time.sleep(0.01)
+    report = pack_again(made, out, verify_content=planned)
+    after = os.stat(out)
+    assert not report.unchanged and after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_nlink, after.st_mode & 0o222) == (os.geteuid(), 1, 0o200)
+    assert Path(out).read_bytes() == data
+    if part == "a further name":
+        assert other.stat().st_mtime_ns == before.st_mtime_ns and other.stat().st_nlink == 1
+
+
+def test_another_umask_gives_another_mode(packed: tuple[str, str]) -> None:
+    made, out = packed
+    before = os.umask(0o077)
+    try:
+        pack_again(made, out)
+        assert os.stat(out).st_mode & 0o777 == 0o600
+        time.sleep(0.03)
+        assert pack_again(made, out).unchanged
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"1", b"{}", b"x", b'{"source": 1, "pieces": [1], "owner": 1, "report": 1}'])
+def test_a_memory_of_another_version_is_none(packed: tuple[str, str], own_memory: Path, text: bytes) -> None:
+    made, out = packed
+    (table,) = own_memory.iterdir()
+    table.write_bytes(digest.blake(text) + text)
+    assert pack_again(made, out).work["compressed"] == 0
+
+
+def test_a_cache_is_filled(packed: tuple[str, str], tmp_path: Path) -> None:
+    made, out = packed
+    os.unlink(out)
+    pack_again(made, out, cache=str(tmp_path / "cache"))
+    shutil.rmtree(tmp_path / "cache")
+    pack_again(made, out, cache=str(tmp_path / "cache"))
+    assert (tmp_path / "cache").is_dir()

@@ -259,8 +259,12 @@ def test_an_environment_that_is_not_kept_gives_its_files_away(shipped: Shipped, 
     fastpack.unpack(shipped.new, expected, dest_prefix=shipped.base)
     paths = ("share/large", f"{SITE}/steady.py", f"{SITE}/tool.py", "bin/run")
     before = [os.stat(os.path.join(shipped.base, path)).st_ino for path in paths]
+    backup, second = tmp_path / "backup", os.path.join(shipped.base, "share/app/plain.txt")
+    os.link(second, backup)
+    time.sleep(1.1)
     report = fastpack.unpack(shipped.delta, shipped.base, in_place=True, keep=keep)
     after = [os.stat(os.path.join(shipped.base, path)) for path in paths]
+    assert not os.path.samefile(second, backup), "somebody else has that one too"
     if report.n_shared_files == 0 or keep == 0:  # no reflinks here
         assert [one == two.st_ino for one, two in zip(before, after, strict=True)] == [not keep, not keep, False, False]
     assert all(info.st_nlink == 1 for info in after)

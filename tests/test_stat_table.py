@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import fastpack
 from fastpack import again as without_plan
-from fastpack import hostmemory
+from fastpack import hostmemory, stat_table
 from fastpack.listing import walk
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.model import DiskFile
@@ -138,6 +138,9 @@ def test_a_time_that_followed_from_another_file_is_not_kept(tmp_path: Path, monk
         lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
         lambda data: b"other" + data,
         lambda data: data[:8],
+        lambda data: b"".join(
+            stat_table._to_bytes([stat_table._Learnt(*[b"x\0" if k == 5 else b"" for k in range(7)])])
+        ),
     ],
 )
 def test_a_broken_table_is_as_none(packed: tuple[str, str], own_table: Path, damage: Callable[[bytes], bytes]) -> None:
