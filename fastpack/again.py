@@ -20,7 +20,7 @@ import numpy as np
 from fastpack import digest, hostmemory, pagecache, requirements
 from fastpack._batch_py import LISTED
 from fastpack.environment import Environment
-from fastpack.fs import opened_if_regular
+from fastpack.fs import opened_if_regular, ownership
 from fastpack.model import PackReport, Progress, Warned
 from fastpack.parallel import ordered_map
 
@@ -108,7 +108,7 @@ def remember(output: str, info: os.stat_result, source: str, pieces: Sequence[Pi
     if path is None:
         return
     said = {**report.as_dict(), "warnings": [warning.as_dict() for warning in report.warnings]}
-    known = {"source": source, "owner": _owner(info), "pieces": pieces, "report": said}
+    known = {"source": source, "owner": ownership(info), "pieces": pieces, "report": said}
     data = json.dumps(known).encode("ascii")
     hostmemory.keep(path, [digest.blake(data), data])
 
@@ -136,7 +136,7 @@ def proven(output: str, source: str, threads: int, progress: Progress) -> PackRe
 
     try:
         info = os.fstat(descriptor)
-        if info.st_size != total or info.st_uid != os.geteuid() or _owner(info) != known.owner:
+        if info.st_size != total or info.st_uid != os.geteuid() or ownership(info) != known.owner:
             return None
         done = 0
         for piece, whole in zip(known.pieces, ordered_map(is_whole, known.pieces, threads), strict=True):
@@ -150,10 +150,6 @@ def proven(output: str, source: str, threads: int, progress: Progress) -> PackRe
     finally:
         os.close(descriptor)
     return known.report
-
-
-def _owner(info: os.stat_result) -> list[int]:
-    return [info.st_mode, info.st_uid, info.st_gid, info.st_nlink]
 
 
 class _Known(NamedTuple):

@@ -90,16 +90,7 @@ class Cache:
         path = self._path(frame_digest)
         temporary = os.path.join(self._folder, f"tmp-{secrets.token_hex(8)}")
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(packed_digest)
-                    file.write(packed)
-                os.rename(temporary, path)
-            except BaseException:
-                if os.path.lexists(temporary):
-                    os.unlink(temporary)
-                raise
+            fs.put(path, temporary, [packed_digest, packed])
         except OSError as error:
             what = "is full" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
             self._warn(Warned("cache-failed", self.root, f"the cache {what}"))

@@ -9,7 +9,7 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -146,13 +146,13 @@ class Output(io.FileIO):
         self._writer = pagecache.Writer()
         self._pending: tuple[pagecache.Piece, int] | None = None  # and where it goes
         self._replaced = replaced
-        self._is_the_same = replaced is not None
+        self._same = replaced  # None as soon as something else is written
 
     def append(self, piece: pagecache.Piece) -> None:
         """Write a part of another file; parts that follow each other there are copied in one go."""
         offset = self.tell()
         of_replaced = self._replaced is not None and os.path.sameopenfile(piece.descriptor, self._replaced)
-        if self._is_the_same and of_replaced and piece.offset == offset:
+        if self._same is not None and of_replaced and piece.offset == offset:
             self.seek(offset + piece.n_bytes)
             return
         if piece.data is not None:
@@ -175,9 +175,9 @@ class Output(io.FileIO):
 
     def _begin(self) -> None:
         """From here on it is another file: what has been the same so far is copied."""
-        if self._is_the_same and self._replaced is not None:
-            self._is_the_same = False
-            self._writer.copy(self.fileno(), pagecache.Piece(self._replaced, 0, self.tell()), 0)
+        if self._same is not None:
+            same, self._same = self._same, None
+            self._writer.copy(self.fileno(), pagecache.Piece(same, 0, self.tell()), 0)
 
     def _copy_pending(self) -> None:
         if self._pending is not None:
@@ -196,8 +196,8 @@ class Output(io.FileIO):
         """Write all of `data`."""
         n_bytes = memoryview(data).nbytes
         offset = self.tell()
-        if self._is_the_same and self._replaced is not None:
-            if bytes(data) == bytes(pagecache.read(self._replaced, n_bytes, offset)):
+        if self._same is not None:
+            if bytes(data) == bytes(pagecache.read(self._same, n_bytes, offset)):
                 self.seek(offset + n_bytes)
                 return n_bytes
             self._begin()
@@ -213,9 +213,9 @@ class Output(io.FileIO):
         (another user's, one with further names or another mode). What another process has written, by this one's name,
         is never the same.
         """
-        if self._is_the_same and self._replaced is not None and self.tell():
-            there, own = os.fstat(self._replaced), os.fstat(self.fileno())
-            alike = _owner(there) == _owner(own) and self.tell() == there.st_size
+        if self._same is not None and self.tell():
+            there, own = os.fstat(self._same), os.fstat(self.fileno())
+            alike = ownership(there) == ownership(own) and self.tell() == there.st_size
             try:
                 if alike and os.path.samestat(os.lstat(path), there):
                     os.utime(path)
@@ -227,8 +227,27 @@ class Output(io.FileIO):
         return False
 
 
-def _owner(info: os.stat_result) -> tuple[int, ...]:
-    return info.st_mode, info.st_uid, info.st_gid, info.st_nlink
+def ownership(info: os.stat_result) -> list[int]:
+    """Who has a part in a file: its mode, user, group, and number of names."""
+    return [info.st_mode, info.st_uid, info.st_gid, info.st_nlink]
+
+
+def put(path: str, temporary: str, parts: Iterable[Buffer], mode: int = 0o666) -> None:
+    """Write a small file under another name, and give it its own when it is whole; its directory is made if need be.
+
+    Raises
+    ------
+    OSError : nothing is left of it.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.writelines(parts)
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
 
 
 @contextmanager

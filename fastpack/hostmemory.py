@@ -10,7 +10,7 @@ import secrets
 import socket
 from collections.abc import Iterable
 
-from fastpack import digest
+from fastpack import digest, fs
 
 #: Nanoseconds for which a file must have been left alone, for what the system says of it to be believed later.
 SETTLED = 2_000_000_000
@@ -34,15 +34,7 @@ def keep(path: str, parts: Iterable[bytes]) -> None:
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.writelines(parts)
-            os.rename(temporary, path)
-        except BaseException:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise
+        fs.put(path, temporary, parts, 0o600)
         _forget_others(folder)
     except OSError:
         pass
