@@ -228,9 +228,17 @@ cdef extern from *:
         return status;
     }
 
+    /* Of a file that was made with that mode: as a rule the umask, or the directory's ACL, took nothing from it, and
+       looking costs less than setting it. */
+    static int fp_set_mode(int descriptor, int mode) {
+        struct stat info;
+        if (fstat(descriptor, &info) != 0)
+            return -1;
+        return (int)(info.st_mode & 07777) == mode ? 0 : fchmod(descriptor, (mode_t)mode);
+    }
+
     static int fp_write_one(fp_place *place, const char *name, const uint8_t *data, int64_t length, int mode,
                             int64_t mtime) {
-        struct stat info;
         struct timespec times[2];
         int64_t done = 0;
         int status = 0;
@@ -251,11 +259,7 @@ cdef extern from *:
         }
         times[0].tv_sec = times[1].tv_sec = (time_t)mtime;
         times[0].tv_nsec = times[1].tv_nsec = 0;
-        /* as a rule the umask, or the directory's ACL, took nothing from it: looking costs less than setting it */
-        if (status == 0 && (fstat(descriptor, &info) != 0
-                            || ((int)(info.st_mode & 07777) != mode && fchmod(descriptor, (mode_t)mode) != 0)))
-            status = errno;
-        if (status == 0 && futimens(descriptor, times) != 0)
+        if (status == 0 && (fp_set_mode(descriptor, mode) != 0 || futimens(descriptor, times) != 0))
             status = errno;
         /* some file systems say only here that there was no room */
         if (close(descriptor) != 0 && status == 0 && errno != EINTR)
@@ -269,13 +273,15 @@ cdef extern from *:
 
     /* A file of its own: sharing the blocks of the other one without a buffer, else with its bytes, which pass through
        the buffer and with it stay in the processor's cache. */
-    static int fp_double_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
-                             uint8_t *buffer, size_t room) {
+    static int fp_double_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
+                             int64_t since, uint8_t *buffer, size_t room) {
         struct timespec times[2];
         struct stat info;
         int64_t done = 0;
         int status = 0, out;
-        int in = openat(source, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        const char *last;
+        int from = fp_at(source, name, &last), to = fp_at(target, name, &last);
+        int in = openat(from, last, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
         if (in < 0)
             return errno;
         if (fstat(in, &info) != 0)
@@ -286,7 +292,7 @@ cdef extern from *:
             close(in);
             return status;
         }
-        out = openat(target, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        out = openat(to, last, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, (mode_t)mode);
         if (out < 0) {
             status = errno;
             close(in);
@@ -320,7 +326,7 @@ cdef extern from *:
         }
         times[0].tv_sec = times[1].tv_sec = (time_t)mtime;
         times[0].tv_nsec = times[1].tv_nsec = 0;
-        if (status == 0 && (fchmod(out, (mode_t)mode) != 0 || futimens(out, times) != 0 || fstat(in, &info) != 0))
+        if (status == 0 && (fp_set_mode(out, mode) != 0 || futimens(out, times) != 0 || fstat(in, &info) != 0))
             status = errno;
         if (status == 0 && (info.st_size != done || fp_since(&info, since)))
             status = -1; /* looked at last: what was taken is what the file has had all the time */
@@ -328,18 +334,21 @@ cdef extern from *:
         if (close(out) != 0 && status == 0 && errno != EINTR)
             status = errno;
         if (status != 0)
-            unlinkat(target, name, 0);
+            unlinkat(to, last, 0);
         return status;
     }
 
-    static int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) {
+    static int fp_link_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
+                           int64_t since) {
         struct stat info;
-        if (fstatat(source, name, &info, AT_SYMLINK_NOFOLLOW) != 0)
+        const char *last;
+        int from = fp_at(source, name, &last), to = fp_at(target, name, &last);
+        if (fstatat(from, last, &info, AT_SYMLINK_NOFOLLOW) != 0)
             return errno;
         if (!S_ISREG(info.st_mode) || (int)(info.st_mode & 07777) != mode || (int64_t)info.FP_MTIME.tv_sec != mtime
             || info.FP_MTIME.tv_nsec != 0 || fp_since(&info, since))
             return -1;
-        return linkat(source, name, target, name, 0) != 0 ? errno : 0;
+        return linkat(from, last, to, last, 0) != 0 ? errno : 0;
     }
     """
     ctypedef struct fp_listing:
@@ -359,8 +368,9 @@ cdef extern from *:
                     uint8_t *out) noexcept nogil
     int fp_write_one(fp_place *place, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
-    int fp_link_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since) noexcept nogil
-    int fp_double_one(int source, int target, const char *name, int mode, int64_t mtime, int64_t since,
+    int fp_link_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
+                    int64_t since) noexcept nogil
+    int fp_double_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime, int64_t since,
                       uint8_t *buffer, size_t room) noexcept nogil
     int fp_stat(int folder, const char *name, int64_t *row) noexcept nogil
 
@@ -550,6 +560,11 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
     cdef list encoded = []
     cdef int32_t *status = NULL
     cdef uint8_t *buffer = NULL
+    cdef fp_place origin
+    cdef fp_place place
+    origin.root = source
+    place.root = target
+    origin.folder = place.folder = -1
     if how not in (CLONED, LINKED, COPIED):
         raise ValueError("no such way to share files")
     if <size_t>modes.shape[0] != count or <size_t>mtimes.shape[0] != count:
@@ -566,10 +581,12 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
         with nogil:
             for i in range(count):
                 if how == LINKED:
-                    status[i] = fp_link_one(source, target, table[i].text, <int>modes[i], mtimes[i], since)
+                    status[i] = fp_link_one(&origin, &place, table[i].text, <int>modes[i], mtimes[i], since)
                 else:
-                    status[i] = fp_double_one(source, target, table[i].text, <int>modes[i], mtimes[i], since, buffer,
+                    status[i] = fp_double_one(&origin, &place, table[i].text, <int>modes[i], mtimes[i], since, buffer,
                                               COPY_BYTES)
+            fp_leave(&origin)
+            fp_leave(&place)
         return failures(status, count)
     finally:
         free(buffer)

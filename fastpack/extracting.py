@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from array import array
@@ -34,6 +35,8 @@ from fastpack.rows import Member, Rows
 
 #: Frames of small files that one thread writes one after the other: they lie in the same directories.
 _RUN = 8
+#: Directories that one thread makes at once.
+_DIRECTORIES = 64
 
 
 class _Part(NamedTuple):
@@ -125,9 +128,10 @@ class Extractor:
         n_files = len(files) - len(parts)
         n_bytes = sum(rows.sizes[first:last])
         n_bytes += sum(part.stop - part.start - rows.sizes[part.member] for part in parts)
-        if self._reader.put(index, self._folder, self._not_as_archived):
+        left = self._reader.put(index, self._folder, self._not_as_archived)
+        if left is not None:
             put = [_Part(part.member, part.start, part.stop - part.start, b"") for part in parts]
-            return _Written(index, {}, n_files, put, n_bytes)
+            return _Written(index, self._write_left([rows[member] for member in left]), n_files, put, n_bytes)
         content = self._reader.read(index)
         self._reader.share(index, self._folder, self._not_as_archived)
         found = [
@@ -165,6 +169,18 @@ class Extractor:
             starts, lengths, modes, mtimes = (array("q", [table[k] for k in chosen]) for table in tables)
             tables = (starts, lengths, modes, mtimes)
         self._write(paths, content.plain, *tables)
+        return placed
+
+    def _write_left(self, members: Sequence[Member]) -> dict[str, Stated]:
+        """Write the files that were left where the others of a frame were put; what records state of those placed."""
+        placed: dict[str, Stated] = {}
+        for member in members:
+            data = self._reader.whole(member)
+            if member.path in self._relocated:
+                placed[member.path] = self._write_placed(member, data)
+            else:
+                numbers = (0, len(data), member.mode, member.mtime)
+                self._write([member.path], data, *(array("q", [number]) for number in numbers))
         return placed
 
     def _check_digests(self, content: Content, chosen: Sequence[int]) -> None:
@@ -300,20 +316,27 @@ def write_manifest(root: str, data: bytes | bytearray, archive_id: str) -> None:
 
 def make_directories(root: str, paths: Iterable[str], threads: int) -> None:
     """Those of one depth side by side: making 6,300 of them took 1.6 s of 24."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def make(path: str) -> None:
-        try:
-            os.mkdir(os.path.join(root, path), 0o700)
-        except FileExistsError:
-            if path != ".fastpack":  # the marker's
-                raise
+    def make(some: list[str]) -> None:
+        for path in some:
+            try:
+                os.mkdir(path, 0o700, dir_fd=folder)
+            except FileExistsError:
+                if path != ".fastpack":  # the marker's
+                    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), os.path.join(root, path)) from None
 
-    depths: dict[int, dict[str, list[str]]] = {}
+    depths: dict[int, list[str]] = {}
     for path in paths:
-        depths.setdefault(path.count("/"), {}).setdefault(path.rpartition("/")[0], []).append(path)
-    for _, parents in sorted(depths.items()):
-        for _ in side_by_side(make, parents.values(), min(threads, len(parents))):
-            pass
+        depths.setdefault(path.count("/"), []).append(path)
+    try:
+        for _, level in sorted(depths.items()):
+            # The kernel lets one thread at a time make something in a directory, so neighbours stay together.
+            runs = [[level[start : start + _DIRECTORIES]] for start in range(0, len(level), _DIRECTORIES)]
+            for _ in side_by_side(make, runs, min(threads, len(runs))):
+                pass
+    finally:
+        os.close(folder)
 
 
 def make_links(root: str, members: Rows) -> None:

@@ -257,12 +257,14 @@ def from_bytes(data: bytes, with_members: bool = True) -> Manifest:
     return Manifest(header, tuple(packages), tuple(groups), tuple(frames), members, tuple(left_out), data)
 
 
-def members_beside(data: bytes | bytearray, paths: Iterable[str]) -> list[Member]:
-    """The members of one of our manifests but for those with some paths, whose lines are not even read."""
-    begin, end = '{"path":', ',"kind":'
+def files_and_links_beside(data: bytes | bytearray, paths: Iterable[str]) -> list[Member]:
+    """The files and links of one of our manifests but for those with some paths, whose lines are not even read."""
+    begin, end, directory = '{"path":', ',"kind":', ',"kind":"directory"'
     others = set(map(_quoted, paths))
     lines = (line for line in data.decode("ascii").split("\n") if line.startswith(begin))
-    return [_member(json.loads(line)) for line in lines if line[len(begin) : line.find(end)] not in others]
+    places = ((line, line.find(end)) for line in lines)
+    chosen = [line for line, at in places if line[len(begin) : at] not in others and not line.startswith(directory, at)]
+    return [_member(json.loads(line)) for line in chosen]
 
 
 _KINDS: dict[str, Kind] = {str(kind): kind for kind in Kind}

@@ -83,15 +83,23 @@ class FrameReader:
         parts = self.layout.parts.get(index, {})
         return FrameFiles(paths, parts[first].start if first in parts else 0)
 
-    def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
-        """Put all files of a frame where they belong without reading it, if that can be. Of an archive it cannot.
+    def put(self, index: int, folder: int, relocated: Container[str]) -> list[int] | None:
+        """Put the files of a frame where they belong without reading it, if that can be. Of an archive it cannot.
 
         Parameters
         ----------
         folder : descriptor of the environment to be.
         relocated : paths of files that are not as the archive has them.
+
+        Returns
+        -------
+        The members that are left to be written, see `whole`; None if the frame must be read.
         """
-        return False
+        return None
+
+    def whole(self, member: Member) -> memoryview:
+        """The bytes of a file that `put` left."""
+        raise NotImplementedError
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         """Put whole files of a frame that was read where they belong, without copying them. An archive has none."""

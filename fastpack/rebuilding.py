@@ -25,7 +25,7 @@ from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
 from fastpack.layout import Segment
-from fastpack.manifest import Manifest, members_beside
+from fastpack.manifest import Manifest, files_and_links_beside
 from fastpack.model import Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.parallel import Scratch
@@ -143,27 +143,33 @@ class _Rebuilder(FrameReader):
             self._untouched[index] = any(seen.untouched(self._folder, each, place) for each in old)
         return self._untouched[index]
 
-    def put(self, index: int, folder: int, relocated: Container[str]) -> bool:
+    def put(self, index: int, folder: int, relocated: Container[str]) -> list[int] | None:
         if not self._is_untouched(index):
-            return False
+            return None
         rows = self.rows
         first, last = self.layout.members(index)
         parts = self.layout.parts.get(index, {}).values()
         if any(part.stop - part.start < rows.sizes[part.member] for part in parts):
             if last - first > 1:
-                return False  # no frame that fastpack cuts: a part of a large file lies alone
+                return None  # no frame that fastpack cuts: a part of a large file lies alone
             (part,) = parts
             path = rows.paths[first]
             if path in self._trusted and path not in self.there:
                 self._copy_part(rows[first], part, folder)
-            return path in self._trusted
-        files = rows.files_in(first, last)
-        paths = [rows.paths[member] for member in files]
-        if not (self._files.keys().isdisjoint(paths) and not any(path in relocated for path in paths)):
-            return False
-        self._share_all(files, folder, relocated)
-        self._share([member for member in files if rows.paths[member] not in self.there], folder, COPIED)
-        return self.there.issuperset(paths)
+            return [] if path in self._trusted else None
+        files, paths = rows.files_in(first, last), rows.paths
+        left = [member for member in files if paths[member] in self._files or paths[member] in relocated]
+        as_archived = files if not left else sorted(set(files).difference(left))
+        self._share_all(as_archived, folder, relocated)
+        self._share([member for member in as_archived if paths[member] not in self.there], folder, COPIED)
+        return left if all(paths[member] in self.there for member in as_archived) else None
+
+    def whole(self, member: Member) -> memoryview:
+        data = memoryview(bytearray(member.n_bytes))
+        self._fill(member, 0, data)
+        if digest.file_digest(digest.slice_digests(data)) != member.digest:
+            raise _changed(self._root, member)
+        return data
 
     def _copy_part(self, member: Member, segment: Segment, folder: int) -> None:
         """Copy a part of a large file, through a buffer that stays in the processor's cache."""
@@ -193,7 +199,7 @@ class _Rebuilder(FrameReader):
             paths[index in self._offsets].update(self.place_of(index).paths)
         kept = paths[False] - paths[True]
         changed = []
-        for member in members_beside(self._installed.manifest.raw, kept):
+        for member in files_and_links_beside(self._installed.manifest.raw, kept):
             # What codesign signed cannot be brought back.
             other = member.path.startswith(".fastpack/") or member.path.endswith(".pyc") or member.path in self._signed
             if not other and self._is_there(member) and self._is_other(member):
@@ -206,7 +212,7 @@ class _Rebuilder(FrameReader):
             )  # fmt: skip
 
     def _is_there(self, member: Member) -> bool:
-        return member.kind is not Kind.DIRECTORY and os.path.lexists(os.path.join(self._root, member.path))
+        return os.path.lexists(os.path.join(self._root, member.path))
 
     def _is_other(self, member: Member) -> bool:
         """Whether what is there is not what was unpacked."""
@@ -217,7 +223,9 @@ class _Rebuilder(FrameReader):
             return True
         if member.kind is Kind.HARDLINK:
             other = os.path.join(self._root, member.target)
-            return not os.path.isfile(other) or not filecmp.cmp(path, other, shallow=False)
+            if not os.path.isfile(other):
+                return True
+            return not (os.path.samefile(path, other) or filecmp.cmp(path, other, shallow=False))
         return self._is_changed(member)
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
@@ -257,8 +265,9 @@ class _Rebuilder(FrameReader):
     def _share_all(self, files: Sequence[int], folder: int, relocated: Container[str]) -> None:
         paths, there = self.rows.paths, self.there
         files = [k for k in files if not (paths[k] in there or paths[k] in relocated or paths[k] in self._files)]
-        if self._reflink:
-            self._share([k for k in files if self.rows.sizes[k] >= CLONED_FROM], folder, CLONED)
+        for some in (files[:1], files[1:]):  # one file is enough to see that there are none
+            if self._reflink:
+                self._share(some, folder, CLONED)
         if self._links is not Links.NONE:
             files = [k for k in files if paths[k] not in there]
             if self._links is Links.ALONE:
@@ -376,8 +385,6 @@ class _Rebuilder(FrameReader):
 
 #: Bytes of a file that are looked at together: whole slices.
 _READ = 8 * digest.SLICE
-#: Bytes from which a reflink costs less than a copy: the smaller files of an environment took 1.4 of a copy's time.
-CLONED_FROM = 64 << 10
 _HINT = "the delta does not have it: apply the delta to the old archive, or make it with --ship"
 
 

@@ -471,7 +471,11 @@ def test_files_are_copied(batch: ModuleType, tmp_path: Path, two_folders: tuple[
     Path(tmp_path, "target/there").write_bytes(b"old")
     Path(tmp_path, "source/there").write_bytes(b"new")
     names = [*contents, "link", "d", "gone", "there"]
-    failed = batch.share_files(*two_folders, names, table(*[0o640] * 7), table(*[5] * 7), LATER, COPIED)
+    before = os.umask(0o777)
+    try:
+        failed = batch.share_files(*two_folders, names, table(*[0o640] * 7), table(*[5] * 7), LATER, COPIED)
+    finally:
+        os.umask(before)
     assert failed == [(3, errno.ELOOP), (4, _batch_py.CHANGED), (5, errno.ENOENT), (6, errno.EEXIST)]
     assert sorted(os.listdir(tmp_path / "target")) == ["d", *sorted(contents), "there"]
     for name, content in contents.items():
