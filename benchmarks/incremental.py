@@ -29,6 +29,7 @@ LARGEST, OTHER_BUILD = "torch", "2.14.0"
 PIP = '"$OTHER/bin/python" -m pip --quiet --quiet --disable-pip-version-check'
 PACK = 'fastpack pack -j "$JOBS" --json'
 UNPACK = 'fastpack unpack -j "$JOBS" --json'
+COPY = "cp -r --reflink=always"
 
 
 class Scenario(NamedTuple):
@@ -84,15 +85,18 @@ RESTORE = (
 #: Reads what is unpacked and what it is put together from, once.
 WARM = (
     "cat new.tar.zst d.fpdelta > /dev/null;"
-    ' for d in "$BASE" "$XFS/base"; do test ! -d "$d" || tar cf - "$d" | cat > /dev/null; done'
+    ' for d in "$BASE" "$DISK/base"; do test ! -d "$d" || tar cf - "$d" | cat > /dev/null; done'
 )
 #: The same for an environment that is packed, and for what may be its base.
 WARM_PACK = "tar cf - {} | cat > /dev/null; cat *.tar.zst > /dev/null"
-#: On a file system with reflinks.
-ON_XFS = (
-    Scenario(FULL, 'rm -rf "$XFS/target"', f'{UNPACK} new.tar.zst -p "$XFS/target"'),
-    Scenario("unpack the delta, reflinks", 'rm -rf "$XFS/target"',
-             f'{UNPACK} d.fpdelta --base "$XFS/base" -p "$XFS/target"'),
+#: File systems with reflinks, and what makes them.
+REFLINKS = {"XFS": "mkfs.xfs -q -m reflink=1", "Btrfs": "mkfs.btrfs -q"}
+ON_DISK = (
+    Scenario(FULL, 'rm -rf "$DISK/target"', f'{UNPACK} new.tar.zst -p "$DISK/target"'),
+    Scenario("unpack the delta, reflinks", 'rm -rf "$DISK/target"',
+             f'{UNPACK} d.fpdelta --base "$DISK/base" -p "$DISK/target"'),
+    Scenario("cp -r --reflink of the environment", 'rm -rf "$DISK/target"',
+             f'{COPY} "$DISK/base" "$DISK/target"'),
 )  # fmt: skip
 
 
@@ -108,7 +112,7 @@ def run(
     """
     place = {
         "PREFIX": prefix, "OTHER": f"{work}/other", "AGAIN": f"{work}/made again", "BASE": f"{work}/base",
-        "TARGET": f"{work}/target", "XFS": f"{work}/xfs", "JOBS": str(threads), "XDG_CACHE_HOME": f"{work}/cache",
+        "TARGET": f"{work}/target", "DISK": f"{work}/mounted", "JOBS": str(threads), "XDG_CACHE_HOME": f"{work}/cache",
         "HERE": os.path.dirname(os.path.abspath(__file__)),
         "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
     }  # fmt: skip
@@ -133,7 +137,7 @@ def run(
                     if not scenario.once:
                         raise
                     continue  # what hinders it is said
-                if scenario.command.startswith(UNPACK):
+                if scenario.command.startswith((UNPACK, COPY)):
                     benching.forget_deleted()
                     shell(WARM)
                 elif packed := re.search(r'pack .* -p ("[^"]+")', scenario.command):
@@ -156,31 +160,33 @@ def run(
     results = {"": measure(SCENARIOS, rounds, RESTORE)}
     replaced = next(scenario for scenario in SCENARIOS if scenario.name.startswith(REPLACED))
     shell(f'rm -rf "$AGAIN"; {replaced.before}; {replaced.command}')
-    with _xfs(work, 4 * n_bytes) as mounted:
-        if mounted:
-            shell(f'{UNPACK} before.tar.zst -p "$XFS/base"')
-            results["on XFS"] = measure(ON_XFS, rounds)
+    for name, mkfs in REFLINKS.items():
+        with _disk(mkfs, work, 4 * n_bytes) as mounted:
+            if mounted:
+                shell(f'{UNPACK} before.tar.zst -p "$DISK/base"')
+                results[f"on {name}"] = measure(ON_DISK, rounds)
     shell('chmod -R u+rwx "$OTHER" "$BASE"')  # whatever their modes
     return results
 
 
 @contextmanager
-def _xfs(work: str, n_bytes: int) -> Iterator[bool]:
-    """An XFS file system in a file, at `work`/xfs; false where none can be made or mounted."""
-    if shutil.which("mkfs.xfs") is None:
+def _disk(mkfs: str, work: str, n_bytes: int) -> Iterator[bool]:
+    """A file system in a file, at `work`/mounted; false where none can be made or mounted."""
+    command = mkfs.split()
+    if shutil.which(command[0]) is None:
         yield False
         return
-    disk = Path(work, "disk")
+    disk, place = Path(work, "disk"), Path(work, "mounted")
     with disk.open("wb") as file:
         file.truncate(max(n_bytes, 1 << 30))
-    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", disk], check=True)
-    os.mkdir(f"{work}/xfs")
-    mounted = subprocess.run(["mount", "-o", "loop", disk, f"{work}/xfs"], check=False).returncode == 0
+    subprocess.run([*command, disk], check=True, stdout=subprocess.DEVNULL)
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-o", "loop", disk, place], check=False).returncode == 0
     try:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", f"{work}/xfs"], check=True)
+            subprocess.run(["umount", place], check=True)
         disk.unlink()
 
 
@@ -211,7 +217,7 @@ def table(name: str, results: dict[str, list[dict[str, Any]]]) -> list[str]:
         for row in rows:
             samples = [(wall, user + system, peak / 1e6) for wall, user, system, peak in row["samples"]]
             wall, cpu, peak = (median(samples, k) or 0 for k in range(3))
-            unpacks = row["command"].startswith(UNPACK)
+            unpacks = row["command"].startswith((UNPACK, COPY))
             ratios = [f"{wall / measured[CP]:.2f}" if CP in measured and not unpacks else "",
                       f"{wall / measured[FULL]:.2f}" if unpacks else ""]  # fmt: skip
             work = row["work"] or {}
