@@ -23,7 +23,11 @@ from fastpack.codec import Codec
 from fastpack.environment import Environment
 from fastpack.errors import FastpackError, Unrelocatable, UsageError
 from fastpack.examine import Examination, PycPolicy, examine
-from fastpack.formats import Directory, Format, Job, Parcel, Writer, Zip, by_file_name, by_name
+from fastpack.format import Format, Job, Writer
+from fastpack.format_directory import Directory
+from fastpack.format_tar import Parcel
+from fastpack.format_zip import Zip
+from fastpack.formats import by_file_name, by_name
 from fastpack.frames import find_locator
 from fastpack.fs import check_relative, explain_os_error, opened_if_regular
 from fastpack.manifest import Frame, Manifest, file_lines, member_line

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import fastpack
-from fastpack import errors, formats
+from fastpack import errors, format_zip, formats
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from tests.conftest import app_package, need, run_fastpack
 from tests.oracles.trees import snapshot
@@ -386,17 +386,17 @@ def test_a_file_that_grows_beyond_32_bits_in_a_zip(tmp_path: Path) -> None:
             return len(data)
 
     job = types.SimpleNamespace(plan=types.SimpleNamespace(arcroot=""), zip_64=True, level=4)
-    writer = formats._ZipWriter(Nowhere(), job)  # type: ignore[arg-type]
-    first = formats._Row(b"b", 0o100644, 10**9, 8, 1, 0xFFFFFFFE, 0xFFFFFFE6, 0, True, False)
+    writer = format_zip._ZipWriter(Nowhere(), job)  # type: ignore[arg-type]
+    first = format_zip._Row(b"b", 0o100644, 10**9, 8, 1, 0xFFFFFFFE, 0xFFFFFFE6, 0, True, False)
     writer._open = 0, first
-    writer._add(formats._Row(b"b", 0o100644, 10**9, 8, 1, 10, 10, 0, False, True))
+    writer._add(format_zip._Row(b"b", 0o100644, 10**9, 8, 1, 10, 10, 0, False, True))
     assert writer._descriptor == struct.pack(
-        "<4sLQQ", b"PK\x07\x08", formats._combined(1, 1, 10), 0x100000008, 0xFFFFFFF0
+        "<4sLQQ", b"PK\x07\x08", format_zip._combined(1, 1, 10), 0x100000008, 0xFFFFFFF0
     )
     (entry,) = writer._entries
     assert struct.unpack_from("<LL", entry, 20) == (0xFFFFFFFF, 0xFFFFFFFF)
     assert struct.unpack_from("<HHQQ", entry, 47 + 9) == (1, 16, 0xFFFFFFF0, 0x100000008)
-    assert formats._is_large(0xFFFFFFE6) and not formats._is_large(4 << 29)
+    assert format_zip._is_large(0xFFFFFFE6) and not format_zip._is_large(4 << 29)
 
 
 @pytest.mark.parametrize(
