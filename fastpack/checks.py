@@ -12,8 +12,8 @@ from fastpack.along import brought_to
 from fastpack.editable import also_inside
 from fastpack.environment import Environment
 from fastpack.errors import EditablePackages, MissingFiles, ModifiedFiles, Unrelocatable
-from fastpack.examine import Examination, likely_cause, modified
-from fastpack.model import Kind, Warned
+from fastpack.examination import Examination
+from fastpack.model import Kind, Record, Verdict, Warned
 
 
 def warn_slimmed(env: Environment, excluded: Mapping[str, str], warnings: list[Warned]) -> None:
@@ -46,7 +46,7 @@ def check_missing(env: Environment, excluded: Collection[str], policy: str, warn
         warnings.append(Warned("missing-pyc", None, f"{n_pyc} .pyc files of packages are not on disk"))
     if not by_package:
         return
-    causes = {f"{r.name} {r.version}": likely_cause(env, e.path, r) for r, e in env.missing}
+    causes = {f"{r.name} {r.version}": _likely_cause(env, e.path, r) for r, e in env.missing}
     lines = []
     for package, paths in sorted(by_package.items()):
         shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
@@ -127,14 +127,14 @@ def check_modified(
         return
     by_package: dict[str, list[str]] = {}
     causes: dict[str, str] = {}
-    changed = dict(modified(env, examination))
+    changed = _modified(env, examination)
     for path, (record, entry) in env.entries.items():
         if entry.path_type == "hardlink" and env.files[path].kind is not Kind.FILE and not env.other_claims.get(path):
             changed[path] = record  # a file that is something else now
     for path, record in changed.items():
         if path not in excluded:
             by_package.setdefault(record.name, []).append(path)
-            causes.setdefault(record.name, likely_cause(env, path, record))
+            causes.setdefault(record.name, _likely_cause(env, path, record))
     lines = []
     for name, paths in sorted(by_package.items()):
         shown = ", ".join(sorted(paths)[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
@@ -202,3 +202,23 @@ def warn_relocations(relocated: Iterable[RelocatedFile], warnings: list[Warned])
             " not all of them can be relocated, and depend on the path they have now"
         )
         warnings.append(Warned("limited", path, text))
+
+
+def _likely_cause(env: Environment, path: str, record: Record) -> str:
+    """Why a managed file may be gone or changed, for people."""
+    claims = [str(d.group) for d in env.distributions if path in d.paths or d.group.name.lower() == record.name.lower()]
+    if claims:
+        return f"pip installed {claims[0].removeprefix('pip ')} over it"
+    others = [name for clobbered, names in env.clobbered if clobbered == path for name in names if name != record.name]
+    if others:
+        return f"package {others[0]} has the same path"
+    return "changed by hand or by another tool"
+
+
+def _modified(env: Environment, result: Examination) -> dict[str, Record]:
+    """The managed files that are not what was installed, with the record that claims each."""
+    return {
+        path: env.entries[path][0]
+        for path, found in result.files.items()
+        if found.verdict is Verdict.MODIFIED and path in env.entries
+    }

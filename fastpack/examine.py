@@ -5,26 +5,23 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import re
-import struct
 from array import array
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastpack import digest
-from fastpack._marshal_py import MAGICS
 from fastpack._place_py import Mismatch, Stated, with_pad
 from fastpack.along import brought_to
-from fastpack.environment import Environment, source_of_pyc
+from fastpack.environment import Environment
+from fastpack.examination import UNTOUCHED, Examination, Examined
 from fastpack.fs import resolve
-from fastpack.listing import Files
 from fastpack.model import PLACEHOLDER, DiskFile, Kind, PathEntry, Record, Verdict
 from fastpack.native import kernel, marshal
-from fastpack.parallel import Scratch, ordered_map
+from fastpack.parallel import ordered_map
 from fastpack.prefixes import source_prefixes
-from fastpack.reading import buffered, from_memory, open_folder, open_source, read_many
+from fastpack.pycs import PYC_HEADER, PycPolicy, decide_pycs, hash_pycs
+from fastpack.reading import buffered, from_memory, open_folder, open_source, read_names, read_whole, runs_of
 from fastpack.relocation import (
     AS_IT_IS,
     WINDOW,
@@ -55,66 +52,8 @@ from fastpack.unmanaged import unmanaged_form
 
 #: Managed files without a placeholder are held against their sha256 up to this size, larger ones against their size.
 CHECKED_BY_DIGEST = 1 << 20
-#: Files, and bytes of small ones, that a thread looks at at once: read in one batch, scanned in another one.
-_CHUNK, _CHUNK_BYTES = 512, 4 << 20
 #: Files up to this size are read whole, many at once.
 _SMALL = 1 << 20
-#: Bytes of a ``.pyc``'s header.
-_PYC_HEADER = 16
-
-
-class Examined(NamedTuple):
-    """What the planning pass found out about a regular file."""
-
-    verdict: Verdict
-    form: ArchiveForm = AS_IT_IS
-    placeholder: bytes = PLACEHOLDER
-    archived: Stated | None = None  # sha256 and size of the archive form, where the form is not the disk's
-    on_disk: Stated | None = None
-    not_relocated: str = ""  # why, if it names the prefix and stays as it is
-    pyc_header: bytes = b""  # of a .pyc, where it was read
-    understood: bool = True  # whether the file names in a .pyc could be found
-
-
-class PycAction:
-    """What becomes of a ``.pyc`` that is not the package's own any more."""
-
-    AS_IT_IS = "as-it-is"
-    FOLLOW = "follow"  # its header gets the source's new mtime
-    DROP = "drop"
-    LEAVE_OUT = "leave-out"  # since that was asked for
-
-
-class PycPolicy:
-    """``--pyc``: how ``.pyc`` files say which source they were compiled from (PEP 552)."""
-
-    TIMESTAMP = "timestamp"
-    CHECKED_HASH = "checked-hash"
-    DROP = "drop"
-    ALL = (TIMESTAMP, CHECKED_HASH, DROP)
-
-
-@dataclass(slots=True)
-class Examination:
-    """The planning pass's results, by path."""
-
-    prefixes: Prefixes
-    listed: Files
-    excluded: Collection[str]
-    files: dict[str, Examined] = field(default_factory=dict)  # but for those that are `UNTOUCHED`
-    pyc: dict[str, str] = field(default_factory=dict)  # path -> PycAction
-    forced_mtimes: dict[str, int] = field(default_factory=dict)  # source -> what its proven .pyc says
-    pyc_counts: Counter[str] = field(default_factory=Counter)
-
-    def of(self, path: str) -> Examined | None:
-        """The result for a file; None if there is no file of that path, or it is excluded."""
-        found = self.files.get(path)
-        if found is None and path in self.listed and path not in self.excluded:
-            return UNTOUCHED if self.listed[path].kind is Kind.FILE else None
-        return found
-
-
-# --- verdicts --------------------------------------------------------------------------------------------------------
 
 
 def examine(
@@ -152,18 +91,19 @@ def examine(
     with open_folder(env.prefix) as folder:
         facts = _Facts(env, prefixes, telling, untouchable, _slots(env, prefixes), linked, verify_source, folder)
         # Most files of an environment name no prefix, and need no closer look.
-        runs = [plain.part(run) for run in _runs(plain.sizes)]
+        runs = [plain.part(run) for run in runs_of(plain.sizes)]
         for part, odd in zip(runs, ordered_map(functools.partial(_naming, facts), runs, threads), strict=True):
             todo += [env.files[path] for path in odd]
             progress(sum(part.sizes), "")
-        chunks = list(_chunks(todo))
+        # Large ones are not read whole.
+        chunks = [todo[run] for run in runs_of([file.n_bytes if file.n_bytes <= _SMALL else 0 for file in todo])]
         run = functools.partial(_examine_many, facts)
         for chunk, found in zip(chunks, ordered_map(run, chunks, threads), strict=True):
             result.files.update(found)
             progress(sum(file.n_bytes for file in chunk), "")
-        _decide_pycs(env, result, pyc == PycPolicy.DROP)
+        decide_pycs(env, result, pyc == PycPolicy.DROP)
         if pyc == PycPolicy.CHECKED_HASH:
-            _hash_pycs(facts, result, threads)
+            hash_pycs(env, result, folder, threads)
     _examine_records(env, result)
     return result
 
@@ -204,24 +144,6 @@ def _split(env: Environment, others: Set[str], untouchable: frozenset[str]) -> t
 
 #: Files that have an archive form whatever they name.
 _WITH_FORM = (".pyc", "conda-meta/history", "direct_url.json")
-
-
-def _chunks(files: Sequence[DiskFile], whole: bool = False) -> Iterator[Sequence[DiskFile]]:
-    """Files to be looked at together; `whole`: large ones are read, too."""
-    sizes = [file.n_bytes if whole or file.n_bytes <= _SMALL else 0 for file in files]
-    return (files[run] for run in _runs(sizes))
-
-
-def _runs(sizes: Sequence[int]) -> Iterator[slice]:
-    """Runs of files of these sizes that are read together."""
-    start = n_bytes = 0
-    for index, size in enumerate(sizes):
-        if index - start == _CHUNK or (index > start and n_bytes + size > _CHUNK_BYTES):
-            yield slice(start, index)
-            start, n_bytes = index, 0
-        n_bytes += size
-    if start < len(sizes):
-        yield slice(start, len(sizes))
 
 
 def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined) -> Examined:
@@ -317,7 +239,6 @@ def _linked_elsewhere(env: Environment, prefixes: Prefixes) -> frozenset[str]:
     return frozenset(end for path, end in found if end and os.path.dirname(end) != os.path.dirname(path))
 
 
-UNTOUCHED = Examined(Verdict.UNMANAGED)
 _PROVEN = Examined(Verdict.PROVEN)
 
 
@@ -352,49 +273,29 @@ def _examine_many(facts: _Facts, files: Sequence[DiskFile]) -> Iterable[tuple[st
     return [(file.path, found.get(file.path) or _examine_file(facts, file)) for file in files]
 
 
-def _read_whole(facts: _Facts, files: Sequence[DiskFile]) -> tuple[memoryview, array[int]]:
-    """Files one behind the other: (all their bytes, where each begins, and where the last one ends)."""
-    names = [file.outside or file.path for file in files]
-    sizes, mtimes = array("q", [file.n_bytes for file in files]), array("q", [file.mtime_ns for file in files])
-    return _read_names(facts, names, sizes, mtimes)
-
-
-def _read_names(
-    facts: _Facts, names: list[str], sizes: array[int], mtimes: array[int]
-) -> tuple[memoryview, array[int]]:
-    starts = array("q", itertools.accumulate(sizes, initial=0))
-    out = _scratch.view(starts[-1])
-    offsets = array("q", bytes(8 * len(sizes)))
-    read_many(facts.folder, facts.env.prefix, names, sizes, mtimes, offsets, sizes, starts[:-1], out)
-    return out, starts
-
-
-_scratch = Scratch()
-
-
 def _judge_named(facts: _Facts, named: Sequence[tuple[DiskFile, str]], found: dict[str, Examined]) -> None:
     """Managed files without a placeholder that have the package's own sha256."""
-    data, starts = _read_whole(facts, [file for file, _ in named])
+    data, starts = read_whole(facts.folder, facts.env.prefix, [file for file, _ in named])
     for (file, proof), start, stop in zip(named, starts, starts[1:], strict=False):
         if digest.sha256(data[start:stop]) == proof:
             is_pyc = file.path.endswith(".pyc")
-            header = bytes(data[start : min(stop, start + _PYC_HEADER)]) if is_pyc else b""
+            header = bytes(data[start : min(stop, start + PYC_HEADER)]) if is_pyc else b""
             found[file.path] = Examined(Verdict.PROVEN, pyc_header=header) if is_pyc else _PROVEN
 
 
 def _judge_pycs(facts: _Facts, pycs: Sequence[tuple[DiskFile, Verdict]], found: dict[str, Examined]) -> None:
     """``.pyc`` files that are not the package's own: their file names are cut down to the way from the prefix."""
-    data, starts = _read_whole(facts, [file for file, _ in pycs])
+    data, starts = read_whole(facts.folder, facts.env.prefix, [file for file, _ in pycs])
     lengths = [file.n_bytes for file, _ in pycs]
     replaced = marshal.file_names(data, starts[:-1], lengths, facts.in_code)
     for (file, verdict), start, length, edits in zip(pycs, starts, lengths, replaced, strict=False):
-        header = bytes(data[start : start + min(length, _PYC_HEADER)])
+        header = bytes(data[start : start + min(length, PYC_HEADER)])
         found[file.path] = _examined_pyc(verdict, header, edits)
 
 
 def _examine_pyc(facts: _Facts, file: DiskFile, verdict: Verdict, pread: PRead) -> Examined:
     """The same for one that is large, or that was thought to be the package's."""
-    header = pread(_PYC_HEADER, 0)
+    header = pread(PYC_HEADER, 0)
     if file.n_bytes > WINDOW:
         return _examined_pyc(verdict, header, None)
     data = pread(file.n_bytes, 0)
@@ -413,7 +314,7 @@ def _naming(facts: _Facts, files: _Unknown) -> list[str]:
     names, outside = files.paths, facts.env.files.outside
     if outside:
         names = [outside.get(name, name) for name in names]
-    data, starts = _read_names(facts, names, files.sizes, files.mtimes)
+    data, starts = read_names(facts.folder, facts.env.prefix, names, files.sizes, files.mtimes)
     naming = kernel.find_any(data, starts[:-1], files.sizes, facts.needles)
     for index, mode in enumerate(files.modes):
         if mode & 0o111 and data[starts[index] : starts[index] + 2].tobytes() == b"#!":
@@ -454,7 +355,7 @@ def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathE
             return _examine_pyc(facts, file, Verdict.STRUCTURAL, pread)
         if sha256_of(pread, file.n_bytes) != entry.sha256:
             return _examine_pyc(facts, file, Verdict.RECOMPILED, pread)
-        return Examined(Verdict.PROVEN, pyc_header=pread(_PYC_HEADER, 0))
+        return Examined(Verdict.PROVEN, pyc_header=pread(PYC_HEADER, 0))
     entry_point = "entry_point" in entry.path_type
     if slot is not None and not entry_point and _patched(entry):
         if sha256_of(pread, file.n_bytes) != entry.sha256_in_prefix:
@@ -619,153 +520,6 @@ def _brought_lines(env: Environment, path: str, data: bytes) -> tuple[Edit, ...]
     return tuple(edits)
 
 
-# --- .pyc (row 13) ---------------------------------------------------------------------------------------------------
-
-
-_STATED = struct.Struct("<II")
-_WITHOUT_SOURCE = "without source"
-#: How Python names what it caches (PEP 3147, PEP 488): ``cpython-313t``, ``pypy310``, ``.opt-1``.
-_OF_PYTHON = re.compile(r"\.[a-z]+-?[0-9]+[a-z]*(?:\.opt-[a-z0-9]+)?\.pyc$")
-
-
-def _timestamp(header: bytes) -> tuple[int, int] | None:
-    """(source mtime, source size) of a timestamp-based ``.pyc`` (PEP 552); None for a hash-based or broken one."""
-    if len(header) < _PYC_HEADER or header[2:8] != b"\r\n\0\0\0\0":
-        return None
-    mtime, size = _STATED.unpack_from(header, 8)
-    return mtime, size
-
-
-def _decide_pycs(env: Environment, result: Examination, leave_out: bool) -> None:
-    """What becomes of each ``.pyc``, and which sources must keep the mtime that their proven ``.pyc`` names.
-
-    Parameters
-    ----------
-    leave_out : all of them, but for those that are modules by themselves.
-    """
-    unchanged = (Verdict.PROVEN, Verdict.STRUCTURAL, Verdict.PLACED)
-    files = result.files
-    pycs = [(path, found, source_of_pyc(path)) for path, found in files.items() if path.endswith(".pyc")]
-    for _, examined, source in pycs:
-        stated = _timestamp(examined.pyc_header) if examined.verdict is Verdict.PROVEN else None
-        found = None if stated is None else result.of(source)
-        if stated is None or found is None:
-            continue
-        if found.verdict in unchanged and not found.form.relocations and not found.form.edits:
-            result.forced_mtimes.setdefault(source, stated[0])
-    if leave_out:
-        result.forced_mtimes.clear()
-    counts: list[str] = []
-    for path, examined, source in pycs:
-        found = result.of(source)
-        if leave_out and ("__pycache__/" in path or found is not None):
-            result.pyc[path] = PycAction.LEAVE_OUT
-            continue
-        result.pyc[path], count = _decide_pyc(env, path, examined, source, found)
-        counts.append(count)
-        if count == _WITHOUT_SOURCE and examined.verdict is Verdict.UNMANAGED and _timestamp(examined.pyc_header):
-            # Nobody will ask when its source was changed: that is an accident.
-            edits = (Edit(8, 4, bytes(4)), *examined.form.edits)
-            files[path] = examined._replace(form=examined.form._replace(edits=edits))
-        if not examined.understood and result.pyc[path] != PycAction.DROP:
-            counts.append("compiled by an unknown Python")
-    result.pyc_counts.update(counts)
-
-
-def _decide_pyc(
-    env: Environment, path: str, examined: Examined, source: str, found: Examined | None
-) -> tuple[str, str]:
-    """What becomes of a ``.pyc``, and why; `found` is its source, if that is there."""
-    if examined.verdict is Verdict.PROVEN:
-        return PycAction.AS_IT_IS, "proven"
-    managed = examined.verdict is not Verdict.UNMANAGED
-    if not managed and "__pycache__/" in path and not _OF_PYTHON.search(path):
-        # pytest's, say: it loads these itself, and makes them anew.
-        return PycAction.DROP, "dropped: of another tool"
-    if found is None:
-        if managed or "__pycache__/" not in path:
-            return PycAction.AS_IT_IS, _WITHOUT_SOURCE
-        return PycAction.DROP, "dropped: no source"
-    if found.form.edits or found.form.relocations:
-        if managed:
-            return PycAction.AS_IT_IS, "kept stale: source names the prefix"
-        return PycAction.DROP, "dropped: source names the prefix"
-    header = examined.pyc_header
-    if not header:
-        file = env.files[path]
-        with open_source(env.prefix, file) as (_, pread):
-            header = pread(min(_PYC_HEADER, file.n_bytes), 0)
-    disk = env.files[source]
-    if _timestamp(header) == (disk.mtime_ns // 1_000_000_000 & 0xFFFFFFFF, disk.n_bytes & 0xFFFFFFFF):
-        return PycAction.FOLLOW, "valid"
-    if len(header) == _PYC_HEADER and header[2:4] == b"\r\n" and header[4] & 1:
-        return PycAction.AS_IT_IS, "hash-based"
-    if managed:
-        return PycAction.AS_IT_IS, "kept stale"
-    return PycAction.DROP, "dropped: out of date"
-
-
-def _hash_pycs(facts: _Facts, result: Examination, threads: int) -> None:
-    """Let every valid ``.pyc`` of a known Python state its source's hash in place of the source's time."""
-    env = facts.env
-    found: list[tuple[str, int]] = []
-    for path, action in result.pyc.items():
-        header = result.files[path].pyc_header
-        stated = _timestamp(header)
-        source = env.files.get(source_of_pyc(path))
-        magic = int.from_bytes(header[:2], "little")
-        if stated is None or source is None or magic not in MAGICS:
-            continue
-        # As it will be: _decide_pyc has looked at the others.
-        proven = stated[0] == result.forced_mtimes.get(source.path) and stated[1] == source.n_bytes & 0xFFFFFFFF
-        if action == PycAction.FOLLOW or (result.files[path].verdict is Verdict.PROVEN and proven):
-            found.append((path, magic))
-    sources = [env.files[source_of_pyc(path)] for path, _ in found]
-    runs: list[tuple[int, int]] = []
-    for chunk in _chunks(sources, whole=True):
-        start = runs[-1][1] if runs else 0
-        runs.append((start, start + len(chunk)))
-
-    def run(bounds: tuple[int, int]) -> list[Examined]:
-        chosen = slice(*bounds)
-        data, starts = _read_whole(facts, sources[chosen])
-        lengths = [file.n_bytes for file in sources[chosen]]
-        hashes = marshal.source_hashes(data, starts[:-1], lengths, [magic for _, magic in found[chosen]])
-        return [
-            _with_hash(env, path, result.files[path], hashes[8 * k : 8 * k + 8])
-            for k, (path, _) in enumerate(found[chosen])
-        ]
-
-    for (start, stop), examined in zip(runs, ordered_map(run, runs, threads), strict=True):
-        result.files.update(zip((path for path, _ in found[start:stop]), examined, strict=True))
-    for path, _ in found:
-        result.pyc[path] = PycAction.AS_IT_IS
-    # Only a time that is still stated must be kept: so packing what was unpacked gives the same again.
-    stated_still = {
-        source_of_pyc(path)
-        for path in result.pyc
-        if result.files[path].verdict is Verdict.PROVEN and _timestamp(result.files[path].pyc_header) is not None
-    }
-    result.forced_mtimes = {path: time for path, time in result.forced_mtimes.items() if path in stated_still}
-    result.pyc_counts["stated by hash"] = len(found)
-
-
-def _with_hash(env: Environment, path: str, found: Examined, source_hash: bytes) -> Examined:
-    """A ``.pyc`` whose header says: a hash, to be checked (flags 3), and the hash; with what records state of it."""
-    edit = Edit(4, 12, (3).to_bytes(4, "little") + source_hash)
-    form = ArchiveForm((edit, *found.form.edits), found.form.relocations)
-    found = found._replace(form=form, pyc_header=b"")
-    if path not in env.entries:
-        return found
-    file = env.files[path]
-    with open_source(env.prefix, file) as (_, pread):
-        data = pread(file.n_bytes, 0)
-    return found._replace(
-        archived=Stated(digest.sha256(apply_edits(data, form.edits)), form.n_bytes(file.n_bytes)),
-        on_disk=Stated(digest.sha256(data), file.n_bytes),
-    )
-
-
 # --- records and RECORD (row 16) -------------------------------------------------------------------------------------
 
 
@@ -794,23 +548,3 @@ def _examine_records(env: Environment, result: Examination) -> None:
             data, distribution.root, {p: archived[p] for p in own}, {p: on_disk[p] for p in own}, relocated
         )
         result.files[path] = _finish(file, form, from_memory(data), Verdict.UNMANAGED, PLACEHOLDER)
-
-
-def likely_cause(env: Environment, path: str, record: Record) -> str:
-    """Why a managed file may be gone or changed, for people."""
-    claims = [str(d.group) for d in env.distributions if path in d.paths or d.group.name.lower() == record.name.lower()]
-    if claims:
-        return f"pip installed {claims[0].removeprefix('pip ')} over it"
-    others = [name for clobbered, names in env.clobbered if clobbered == path for name in names if name != record.name]
-    if others:
-        return f"package {others[0]} has the same path"
-    return "changed by hand or by another tool"
-
-
-def modified(env: Environment, result: Examination) -> Mapping[str, Record]:
-    """The managed files that are not what was installed, with the record that claims each."""
-    return {
-        path: env.entries[path][0]
-        for path, found in result.files.items()
-        if found.verdict is Verdict.MODIFIED and path in env.entries
-    }

@@ -22,7 +22,8 @@ from fastpack.cache import DEFAULT_BYTES, Cache
 from fastpack.codec import Codec
 from fastpack.environment import Environment
 from fastpack.errors import FastpackError, Unrelocatable, UsageError
-from fastpack.examine import Examination, PycPolicy, examine
+from fastpack.examination import Examination
+from fastpack.examine import examine
 from fastpack.format import Format, Job, Writer
 from fastpack.format_directory import Directory
 from fastpack.format_tar import Parcel
@@ -35,6 +36,7 @@ from fastpack.members import Members, as_table
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
 from fastpack.parallel import default_threads, keep_memory, ordered_map
 from fastpack.plan import Plan, make_plan
+from fastpack.pycs import PycPolicy
 from fastpack.reader import Archive
 from fastpack.rows import Member, Rows
 from fastpack.stat_table import StatTable, open_table

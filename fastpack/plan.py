@@ -35,13 +35,14 @@ from fastpack._place_py import (
 from fastpack._version import VERSION
 from fastpack.environment import REST, Environment, source_of_pyc
 from fastpack.errors import Unrelocatable
-from fastpack.examine import UNTOUCHED, Examination, Examined, PycAction
+from fastpack.examination import UNTOUCHED, Examination, Examined
 from fastpack.fs import archive_mode, resolve
 from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.members import Members, Planned, in_archive
 from fastpack.model import MANIFEST_FORMAT, DiskFile, Group, GroupKind, Kind, Verdict, Warned
 from fastpack.parallel import ordered_map
 from fastpack.parcel import Parcel
+from fastpack.pycs import PycAction
 from fastpack.reading import open_source
 from fastpack.relocation import (
     AS_IT_IS,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -13,6 +15,7 @@ from fastpack._batch_py import CHANGED
 from fastpack.errors import ChangedWhileRead, Unreadable
 from fastpack.model import DiskFile
 from fastpack.native import batch
+from fastpack.parallel import Scratch
 from fastpack.relocation import WINDOW, PRead
 
 
@@ -118,6 +121,46 @@ def read_many(
         if code in (errno.ENOENT, errno.ENOTDIR):
             raise changed(path, "vanished")
         raise Unreadable(f"a file cannot be read ({os.strerror(code)})", path=path)
+
+
+#: Files, and bytes of them, that are read together.
+_CHUNK, _CHUNK_BYTES = 512, 4 << 20
+
+
+def runs_of(sizes: Sequence[int]) -> Iterator[slice]:
+    """Runs of files of these sizes that are read together."""
+    start = n_bytes = 0
+    for index, size in enumerate(sizes):
+        if index - start == _CHUNK or (index > start and n_bytes + size > _CHUNK_BYTES):
+            yield slice(start, index)
+            start, n_bytes = index, 0
+        n_bytes += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
+
+
+def read_whole(folder: int, prefix: str, files: Sequence[DiskFile]) -> tuple[memoryview, array[int]]:
+    """Files one behind the other: (all their bytes, where each begins, and where the last one ends).
+
+    The bytes lie in a buffer of the thread's, until it reads the next ones.
+    """
+    names = [file.outside or file.path for file in files]
+    sizes, mtimes = array("q", [file.n_bytes for file in files]), array("q", [file.mtime_ns for file in files])
+    return read_names(folder, prefix, names, sizes, mtimes)
+
+
+def read_names(
+    folder: int, prefix: str, names: list[str], sizes: array[int], mtimes: array[int]
+) -> tuple[memoryview, array[int]]:
+    """The same for files whose names, sizes and times are in columns."""
+    starts = array("q", itertools.accumulate(sizes, initial=0))
+    out = _scratch.view(starts[-1])
+    offsets = array("q", bytes(8 * len(sizes)))
+    read_many(folder, prefix, names, sizes, mtimes, offsets, sizes, starts[:-1], out)
+    return out, starts
+
+
+_scratch = Scratch()
 
 
 def buffered(pread: PRead, n_bytes: int) -> tuple[PRead, bytes | None]:

@@ -12,9 +12,13 @@ import pytest
 from fastpack._place_py import OPTIONAL, Relocation
 from fastpack.environment import Environment
 from fastpack.errors import ChangedWhileRead
-from fastpack.examine import Examination, PycAction, examine, open_source, source_prefixes
+from fastpack.examination import Examination
+from fastpack.examine import examine
 from fastpack.made_prefix import BUILD_PLACEHOLDER, MadeFile, MadePackage, entry_point, install
 from fastpack.model import PLACEHOLDER, Verdict
+from fastpack.prefixes import source_prefixes
+from fastpack.pycs import PycAction
+from fastpack.reading import open_source
 from fastpack.relocation import apply_edits
 from tests.conftest import P, app_package, c_string
 from tests.test_environment import SITE, dist, python_stub, write

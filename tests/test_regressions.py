@@ -16,9 +16,10 @@ import pytest
 import fastpack
 from fastpack import _batch_py, errors, listing
 from fastpack.environment import Environment
-from fastpack.examine import examine, source_prefixes
+from fastpack.examine import examine
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.model import PLACEHOLDER, Verdict
+from fastpack.prefixes import source_prefixes
 from fastpack.relocation import Prefixes, apply_edits, link_targets
 from tests.conftest import P, app_package, c_string, need
 from tests.test_conda_unpack import conda_unpack, extract
