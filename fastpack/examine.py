@@ -22,6 +22,7 @@ from fastpack.parallel import ordered_map
 from fastpack.prefixes import source_prefixes
 from fastpack.pycs import PYC_HEADER, PycPolicy, decide_pycs, hash_pycs
 from fastpack.reading import buffered, from_memory, open_folder, open_source, read_names, read_whole, runs_of
+from fastpack.record_forms import pip_record_form, record_form
 from fastpack.relocation import (
     AS_IT_IS,
     WINDOW,
@@ -37,8 +38,6 @@ from fastpack.relocation import (
     is_placed,
     is_unique,
     link_targets,
-    pip_record_form,
-    record_form,
     relocatable_header,
     restore_binary,
     scan_binary,

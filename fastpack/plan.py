@@ -44,15 +44,8 @@ from fastpack.parallel import ordered_map
 from fastpack.parcel import Parcel
 from fastpack.pycs import PycAction
 from fastpack.reading import open_source
-from fastpack.relocation import (
-    AS_IT_IS,
-    ArchiveForm,
-    check_prefix,
-    check_target,
-    link_targets,
-    placing_edits,
-    sha256_of,
-)
+from fastpack.relocation import AS_IT_IS, ArchiveForm, link_targets, placing_edits, sha256_of
+from fastpack.targets import check_prefix, check_target
 
 #: Bytes of tar stream in a frame, about. A larger file has frames of its own.
 FRAME = 8 << 20

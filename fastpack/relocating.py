@@ -38,7 +38,8 @@ from fastpack.listing import Files
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
 from fastpack.reading import open_source
-from fastpack.relocation import KERNELS, check_target, read_range
+from fastpack.relocation import KERNELS, read_range
+from fastpack.targets import check_target
 from fastpack.unpacking import unsigned_warnings
 
 

@@ -12,6 +12,7 @@ from fastpack._place_py import OPTIONAL, WIDE, Relocation, in_slot, width_of
 from fastpack.model import PLACEHOLDER
 from fastpack.native import kernel
 from fastpack.reading import as_file
+from fastpack.record_forms import direct_url_form, history_form
 from fastpack.relocation import (
     AS_IT_IS,
     WINDOW,
@@ -21,8 +22,6 @@ from fastpack.relocation import (
     Prefixes,
     apply_edits,
     big_hits,
-    direct_url_form,
-    history_form,
     relocatable_header,
     scan_unmanaged_text,
     script_header,

@@ -41,14 +41,10 @@ from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
 from fastpack.reader import FrameReader, check_relocated, read_relocated
 from fastpack.rebuilding import Links, open_delta
-from fastpack.relocation import (
-    KERNELS,
-    check_ascii,
-    check_prefix,
-    check_target,
-)
+from fastpack.relocation import KERNELS
 from fastpack.stat_table import remember_frames
 from fastpack.stream import extract_stream
+from fastpack.targets import check_ascii, check_prefix, check_target
 
 #: Bytes of a path that Linux opens, without its NUL.
 _PATH_MAX = 4095

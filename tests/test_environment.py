@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from fastpack import errors
-from fastpack.environment import Environment, prefix_of_name, source_of_pyc
+from fastpack.environment import Environment, source_of_pyc
 from fastpack.made_prefix import MadeFile, MadePackage, install
 from fastpack.model import GroupKind
+from fastpack.names import prefix_of_name
 from fastpack.records import site_packages_path
 from tests.conftest import app_package
 

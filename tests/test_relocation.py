@@ -14,18 +14,14 @@ from hypothesis import strategies as st
 from fastpack._place_py import Stated, place, unplace
 from fastpack.digest import sha256
 from fastpack.model import PLACEHOLDER
+from fastpack.record_forms import direct_url_form, history_form, json_items, pip_record_form, record_form
 from fastpack.relocation import (
     Edit,
     Header,
     Prefixes,
     apply_edits,
-    direct_url_form,
-    history_form,
-    json_items,
     link_targets,
-    pip_record_form,
     read_range,
-    record_form,
     relocatable_header,
     script_header,
     spelling,
