@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Examination:
 
     prefixes: Prefixes
     listed: Files
-    excluded: Collection[str]
+    excluded: Mapping[str, str]  # by the filters: path -> why
     files: dict[str, Examined] = field(default_factory=dict)  # but for those that are `UNTOUCHED`
     pyc: dict[str, str] = field(default_factory=dict)  # path -> PycAction
     forced_mtimes: dict[str, int] = field(default_factory=dict)  # source -> what its proven .pyc says

@@ -119,7 +119,7 @@ def make_plan(
     ------
     MissingFiles, EditablePackages, PrefixTooLong, Unrelocatable, Unreadable, ChangedWhileRead
     """
-    excluded = env.excluded()
+    excluded = examination.excluded
     warnings = list(env.warnings)
     checks.warn_slimmed(env, excluded, warnings)
     checks.check_missing(env, excluded, on_missing, warnings)
