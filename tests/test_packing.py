@@ -558,3 +558,18 @@ def test_a_tar_whose_end_is_not_ours_is_walked(made: str, tmp_path: Path) -> Non
         else:
             with pytest.raises(errors.DamagedArchive, match=message):
                 manifest_of(str(out))
+
+
+@pytest.mark.parametrize("n_links", range(6))
+@pytest.mark.parametrize("n_bytes", [1_500_000, 3_500_000])
+def test_links_beside_a_file_of_several_slices(tmp_path: Path, n_links: int, n_bytes: int) -> None:
+    """Links have no digest and such files several: however these numbers go together, the reader gets the same."""
+    prefix, out = str(tmp_path / "e"), str(tmp_path / "a.tar.zst")
+    write(prefix, "conda-meta/history", b"")
+    write(prefix, "lib/libx.so.1", os.urandom(n_bytes))
+    for k in range(n_links):
+        os.symlink("libx.so.1", os.path.join(prefix, f"lib/libx-{k}.so"))
+    fastpack.pack(prefix=prefix, output=out)
+    assert fastpack.verify(out).problems == ()
+    fastpack.unpack(out, str(tmp_path / "u"))
+    assert Path(tmp_path, "u/lib/libx.so.1").read_bytes() == Path(prefix, "lib/libx.so.1").read_bytes()
