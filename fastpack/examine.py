@@ -359,7 +359,7 @@ def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathE
     if slot is not None and not entry_point and _patched(entry):
         if sha256_of(pread, file.n_bytes) != entry.sha256_in_prefix:
             pread, data = buffered(pread, file.n_bytes)
-            return _examine_modified(facts, file, pread, data)
+            return _examine_by_structure(facts, file, pread, data, Verdict.MODIFIED)
         binary = is_binary(pread, file.n_bytes)
         stand_in = PLACEHOLDER[:slot] if binary else PLACEHOLDER
         entry = entry._replace(sha256=None, placeholder=os.fsdecode(stand_in), file_mode="binary" if binary else "text")
@@ -376,8 +376,9 @@ def _examine_managed(facts: _Facts, file: DiskFile, record: Record, entry: PathE
                 return Examined(Verdict.STRUCTURAL)
             pread, data = buffered(pread, file.n_bytes)
             return _examine_unmanaged(facts, file, pread, data, Verdict.MODIFIED)
+        # A record that lists paths and nothing more (conda's of old): whether it had a placeholder is not known.
         pread, data = buffered(pread, file.n_bytes)
-        return _examine_unmanaged(facts, file, pread, data, Verdict.STRUCTURAL)
+        return _examine_by_structure(facts, file, pread, data, Verdict.STRUCTURAL)
     pread, data = buffered(pread, file.n_bytes)
     if entry_point:
         found = sha256_of(pread, file.n_bytes)
@@ -409,7 +410,8 @@ def _managed_with_placeholder(
 ) -> tuple[Examined, bool]:
     """A managed file with a placeholder: (what is known, whether its normal form was proven)."""
     placeholder = os.fsencode(entry.placeholder or "")
-    binary = entry.file_mode == "binary"
+    # Row 9, where the record does not say.
+    binary = entry.file_mode == "binary" or (entry.file_mode != "text" and is_binary(pread, file.n_bytes))
     header: Header | None = None
     why = ""
     proven = False
@@ -431,6 +433,10 @@ def _managed_with_placeholder(
         hits = [(at + hit, index) for at, hit, index in big_hits(pread, file.n_bytes, facts.prefixes.plain)]
         form = text_form(hits, facts.prefixes.plain, ["text"] * len(hits), placeholder)
         proven = entry.sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == entry.sha256
+    if not proven and not binary and entry.sha256 is not None and is_binary(pread, file.n_bytes):
+        # A record may say text of a binary, which no installer took for one.
+        as_binary, proven, _ = _binary_normal_form(file, entry.sha256, facts.prefixes.plain, placeholder, pread)
+        form, header = (as_binary, None) if proven else (form, header)
     verdict = Verdict.PROVEN
     if not proven:
         on_disk = sha256_of(pread, file.n_bytes)
@@ -441,7 +447,9 @@ def _managed_with_placeholder(
         elif entry.sha256 is None:
             verdict = Verdict.STRUCTURAL
         else:
-            return _examine_modified(facts, file, pread, data), False
+            return _examine_by_structure(facts, file, pread, data, Verdict.MODIFIED), False
+    if not proven and next(big_hits(pread, file.n_bytes, tuple(facts.prefixes.wide)), None) is not None:
+        why = "it names the prefix in UTF-16 or UTF-32, where a package's file is not changed"
     if header is not None:
         archive_header = None
         if file.mode & 0o111 and data is not None:
@@ -480,15 +488,16 @@ def _binary_normal_form(
     return form, False, why
 
 
-def _examine_modified(facts: _Facts, file: DiskFile, pread: PRead, data: bytes | None) -> Examined:
-    """A managed file with a placeholder, changed since: by structure where that can be undone, else as found."""
-    if not is_binary(pread, file.n_bytes):
-        return _examine_unmanaged(facts, file, pread, data, Verdict.MODIFIED)
-    strings = scan_binary(pread, file.n_bytes, facts.prefixes.plain, len(PLACEHOLDER))
-    form, natural = restore_binary(strings, facts.prefixes.plain, PLACEHOLDER)
-    if natural:
-        return _examine_unmanaged(facts, file, pread, data, Verdict.MODIFIED)
-    return _finish(file, form, pread, Verdict.MODIFIED, PLACEHOLDER)
+def _examine_by_structure(
+    facts: _Facts, file: DiskFile, pread: PRead, data: bytes | None, verdict: Verdict
+) -> Examined:  # fmt: skip
+    """A managed file that no hash tells of: as a binary with a placeholder where that can be undone, else as found."""
+    if is_binary(pread, file.n_bytes):
+        strings = scan_binary(pread, file.n_bytes, facts.prefixes.plain, len(PLACEHOLDER))
+        form, natural = restore_binary(strings, facts.prefixes.plain, PLACEHOLDER)
+        if strings and not natural:
+            return _finish(file, form, pread, verdict, PLACEHOLDER)
+    return _examine_unmanaged(facts, file, pread, data, verdict)
 
 
 def _examine_unmanaged(facts: _Facts, file: DiskFile, pread: PRead, data: bytes | None, verdict: Verdict) -> Examined:

@@ -69,7 +69,7 @@ class PathEntry(NamedTuple):
     """A line of ``paths_data`` in a record, or of ``files`` where there is no more."""
 
     path: str
-    path_type: str = "hardlink"
+    path_type: str = ""  # unknown
     sha256: str | None = None
     sha256_in_prefix: str | None = None
     n_bytes: int | None = None

@@ -94,7 +94,7 @@ def _record(
         for row in rows or []:
             entry = PathEntry(
                 path=_installed(str(row["_path"]), is_python, site_packages, exists),
-                path_type=str(row.get("path_type") or "hardlink"),
+                path_type=str(row.get("path_type") or ""),
                 sha256=_text(row.get("sha256")),
                 sha256_in_prefix=_text(row.get("sha256_in_prefix")),
                 n_bytes=None if row.get("size_in_bytes") is None else int(row["size_in_bytes"]),

@@ -489,16 +489,15 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
     def form(chosen: Sequence[tuple[int, int]]) -> ArchiveForm:
         return text_form(chosen, prefixes.plain, ["text"] * len(chosen), placeholder)
 
-    everything = form(hits)
-    line_end = data.find(b"\n") if b"\n" in data else len(data)
-    named = data.startswith(b"#!") and any(offset < line_end for offset, _ in hits)
-    plain_header = None
     two = _two_lines(data, prefixes.plain)
-    if two is not None:
-        line_end = two.end()
-    if named or two is not None:
-        true = apply_edits(data[:line_end], [edit for edit in everything.edits if edit.offset < line_end])
-        plain_header = Header(true, line_end)
+    line_end = two.end() if two is not None else data.find(b"\n") if b"\n" in data else len(data)
+
+    def variant(chosen: Sequence[tuple[int, int]]) -> tuple[ArchiveForm, Header | None]:
+        found = form(chosen)
+        inside = [edit for edit in found.edits if edit.offset < line_end] if data.startswith(b"#!") else []
+        return found, Header(apply_edits(data[:line_end], inside), line_end) if inside else None
+
+    everything, plain_header = variant(hits)
     yield everything, plain_header
     for header in header_variants(data, prefixes, placeholder):
         if plain_header is not None and header == plain_header:
@@ -506,16 +505,13 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
         yield with_header(everything, header, header.true), header
     at_boundary = kernel.find_text(data, prefixes.plain)
     if len(at_boundary) != len(hits):
-        yield form(at_boundary), plain_header
+        yield variant(at_boundary)
     if _MAX_AMBIGUOUS < len(hits) <= _MAX_LEFT_OUT and len(data) * len(hits) <= 1 << 28:
-        for k, (offset, _) in enumerate(hits):
-            yield form([*hits[:k], *hits[k + 1 :]]), plain_header if offset >= line_end else None
+        for k in range(len(hits)):
+            yield variant([*hits[:k], *hits[k + 1 :]])
     if 0 < len(hits) <= _MAX_AMBIGUOUS and len(data) << len(hits) <= 1 << 28:
         for mask in range((1 << len(hits)) - 1):
-            chosen = [hit for k, hit in enumerate(hits) if mask >> k & 1]
-            in_header = sum(offset < line_end for offset, _ in hits)
-            whole_header = sum(offset < line_end for offset, _ in chosen) == in_header
-            yield form(chosen), plain_header if whole_header else None
+            yield variant([hit for k, hit in enumerate(hits) if mask >> k & 1])
 
 
 def placing_edits(

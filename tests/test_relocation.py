@@ -21,6 +21,7 @@ from fastpack.relocation import (
     Prefixes,
     apply_edits,
     link_targets,
+    placing_edits,
     read_range,
     relocatable_header,
     script_header,
@@ -322,3 +323,30 @@ def test_row_16_pip_record() -> None:
     # A line that states something else than what is on disk is not ours to mend.
     wrong = {"bin/tool": Stated(sha256(b"other"), 5)}
     assert pip_record_form(data, "lib/python3.11/site-packages", archived, wrong, frozenset({"bin/tool"})).edits == ()
+
+
+@pytest.mark.parametrize(
+    "true",
+    [
+        b"#!/usr/bin/env perl\nuse lib '%s/lib';\n",
+        b"#!/usr/bin/env -S %s/bin/python -u\nprint('/usr/bin/env')\n",
+        b"#!%s/bin/python\n# not /usr/bin/env\n",
+        b"#!/usr/bin/env perl\n" + b"x = '%s/lib', '/usr/bin/env'\n" * 8,
+    ],
+)
+def test_a_natural_prefix_in_the_first_line_stays(true: bytes) -> None:
+    """At ``/env``, which stands in ``/usr/bin/env``: the form that the hash proves, and the line at another prefix."""
+    wanted = true.replace(b"%s", PLACEHOLDER)
+    data = true.replace(b"%s", b"/env")
+    for form, header in text_variants(data, Prefixes([b"/env"]), PLACEHOLDER):
+        if apply_edits(data, form.edits) == wanted:
+            break
+    else:
+        pytest.fail("no variant gives what the package had")
+    line = wanted.partition(b"\n")[0]
+    assert header == (Header(line, len(data.partition(b"\n")[0])) if PLACEHOLDER in line else None)
+    if header is not None:
+        form = with_header(form, header, header.true)
+    archived = apply_edits(data, form.edits)
+    edits = placing_edits(form.relocations, PLACEHOLDER, b"/opt/other", {})
+    assert archived == wanted and apply_edits(archived, edits) == true.replace(b"%s", b"/opt/other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -489,6 +490,31 @@ def test_row_8a_at_usr_local_itself_mentions_are_left(tmp_path: Path, monkeypatc
 # --- row 9: text or binary
 
 
+@pytest.mark.parametrize("file_mode", [None, "other", "text"])
+def test_row_9_a_record_that_does_not_say_what_a_binary_is(tmp_path: Path, file_mode: str | None) -> None:
+    prefix = made(tmp_path, {"lib/it.so": MadeFile(c_string(b"", b"/lib") + bytes(300), file_mode="binary")})
+    (record,) = Path(prefix, "conda-meta").glob("it-*.json")
+    table = json.loads(record.read_text())
+    for row in table["paths_data"]["paths"]:
+        del row["file_mode"]
+        row.update({} if file_mode is None else {"file_mode": file_mode})
+    record.write_text(json.dumps(table))
+    target = trip(prefix, tmp_path, str(tmp_path / "another, longer prefix"))
+    assert read(target, "lib/it.so") == binary_replace(c_string(b"", b"/lib") + bytes(300), P, os.fsencode(target))
+
+
+def test_row_9_records_that_list_paths_and_nothing_more(tmp_path: Path) -> None:
+    """What conda wrote before 4.3: every hit in a binary can be undone, so it was one; links are none that changed."""
+    content = c_string(b"", b"/lib") + bytes(300)
+    prefix = made(tmp_path, {"lib/it.so": MadeFile(content, file_mode="binary"), "lib/link.so": MadeFile(b"", link="it.so")},
+                  with_paths_data=False)  # fmt: skip
+    out = str(tmp_path / "a.tar.zst")
+    report = fastpack.pack(prefix=prefix, output=out, on_modified="error")
+    assert not report.warnings and not report.not_relocated
+    target = trip(prefix, tmp_path, str(tmp_path / "another, longer prefix"))
+    assert read(target, "lib/it.so") == binary_replace(content, P, os.fsencode(target))
+
+
 def test_row_9_a_nul_byte_means_binary(tmp_path: Path) -> None:
     prefix = unmanaged(tmp_path, "long enough to hold what comes")
     raw = os.fsencode(prefix)
@@ -503,6 +529,26 @@ def test_row_9_a_nul_byte_means_binary(tmp_path: Path) -> None:
 # --- row 10: wide characters
 
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+
+
+@pytest.mark.parametrize("file_mode", ["binary", "text"])
+def test_row_10_wide_characters_of_a_package_are_told(tmp_path: Path, file_mode: str) -> None:
+    """conda replaces them as well; what is not replaced is said."""
+    prefix = made(
+        tmp_path, {"share/wide": MadeFile(P + b"/x" + (b"\0" if file_mode == "binary" else b"\n"), file_mode=file_mode)}
+    )
+    path = Path(prefix, "share/wide")
+    path.write_bytes(path.read_bytes() + (prefix + "/y\0").encode("utf-16-le"))
+    (record,) = Path(prefix, "conda-meta").glob("it-*.json")
+    table = json.loads(record.read_text())
+    for row in table["paths_data"]["paths"]:
+        row["sha256_in_prefix"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    record.write_text(json.dumps(table))
+    report = fastpack.pack(prefix=prefix, output=str(tmp_path / "a.tar.zst"))
+    assert [row["path"] for row in report.not_relocated] == ["share/wide"]
+    assert "UTF-16" in report.not_relocated[0]["why"]
+    with pytest.raises(errors.Unrelocatable):
+        fastpack.pack(prefix=prefix, output=str(tmp_path / "b.tar.zst"), strict=True)
 
 
 @pytest.mark.parametrize("codec", WIDE)
