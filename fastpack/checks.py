@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -104,7 +105,16 @@ def _of_editable(env: Environment, warnings: list[Warned]) -> frozenset[str]:
             found.add(f"{folder}/easy-install.pth")
     found &= env.files.keys()
     for path in sorted(path for path in found if path.endswith(".pth")):
-        if kept := also_inside(env.prefix, env.earlier_prefixes, path):
+        folder = os.path.dirname(path)
+        lines = also_inside(env.prefix, env.earlier_prefixes, path)
+        # A line that loads a finder goes with it.
+        loads = (re.match(r"import\s+(\w+)", line) for line in lines)
+        kept = [
+            line
+            for line, load in zip(lines, loads, strict=True)
+            if load is None or os.path.join(folder, f"{load[1]}.py") not in found
+        ]
+        if kept:
             found.remove(path)
             text = f"kept, with lines that lead out of the environment, as it also has {kept[0]!r}"
             warnings.append(Warned("editable", path, text))

@@ -347,6 +347,7 @@ def _distributions(
     prefix: str, site_packages: Iterable[str], files: Files, groups: dict[str, Group]
 ) -> Iterator[Distribution]:
     roots = set(site_packages)
+    inside = (prefix + "/", os.path.realpath(prefix) + "/")
     folders = sorted(
         path for path in files.of_kind(Kind.DIRECTORY) if path.endswith(".dist-info") and os.path.dirname(path) in roots
     )
@@ -380,6 +381,7 @@ def _distributions(
                 or stated_name.endswith(("/", "."))
             ):
                 path = os.path.normpath(os.path.join(root, stated_name))
+                path = path.removeprefix(next(filter(path.startswith, inside), ""))
             stated.add(path)
             file = files.get(path)
             if file is None or path in groups:

@@ -553,6 +553,11 @@ def _examine_records(env: Environment, result: Examination) -> None:
             data = pread(file.n_bytes, 0)
         own = archived.keys() & distribution.stated
         form = pip_record_form(
-            data, distribution.root, {p: archived[p] for p in own}, {p: on_disk[p] for p in own}, relocated
+            data,
+            distribution.root,
+            {p: archived[p] for p in own},
+            {p: on_disk[p] for p in own},
+            relocated,
+            result.prefixes,
         )
         result.files[path] = _finish(file, form, from_memory(data), Verdict.UNMANAGED, PLACEHOLDER)

@@ -7,7 +7,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastpack._place_py import Relocation, Stated, stated_field
 from fastpack.model import PLACEHOLDER
@@ -166,48 +166,75 @@ def direct_url_form(data: bytes, prefixes: Prefixes) -> ArchiveForm:
     return AS_IT_IS
 
 
-_RECORD_LINE = re.compile(rb"^(?P<path>\"(?:[^\"]|\"\")*\"|[^,\"]*),(?P<stated>sha256=[A-Za-z0-9_-]+,[0-9]+)\r?$")
+_RECORD_LINE = re.compile(
+    rb"^(?P<path>\"(?:[^\"]|\"\")*\"|[^,\"]*),(?P<stated>\"?sha256=[A-Za-z0-9_-]+\"?,\"?[0-9]+\"?|[^\r\n]*)\r?$"
+)
 
 
-def record_paths(data: bytes, folder: str, names: frozenset[bytes]) -> Iterator[tuple[str, int, bytes]]:
-    """(path below the prefix, offset of hash and size, hash and size) for lines of a wheel's RECORD.
+class RecordLine(NamedTuple):
+    """A line of a wheel's RECORD. `name` makes an absolute name relative; `stated` is hash and size without quotes."""
 
-    `folder` is the directory that RECORD's paths are relative to. A path that leads out of the prefix is left out, and
-    so are files whose last part is none of `names`: few lines of a long list speak of a file that matters.
+    path: str  # below the prefix
+    name: Edit | None
+    offset: int  # of hash and size
+    length: int
+    stated: bytes
+
+
+def record_lines(data: bytes, folder: str, names: frozenset[bytes], prefixes: Prefixes) -> Iterator[RecordLine]:
+    """The lines that matter: of files whose last part is one of `names`, and those with an absolute name (PEP 376).
+
+    `folder` is the directory that RECORD's paths are relative to. A path that leads out of the prefix is left out. Few
+    lines of a long list speak of a file that matters.
     """
     offset = 0
+    absolute = tuple(start + prefix + b"/" for prefix in prefixes.plain for start in (b"", b'"'))
     for line in data.split(b"\n"):
         quoted = line.startswith(b'"')
         match = None
-        if quoted or line[: max(0, line.find(b","))].rpartition(b"/")[2] in names:
+        if quoted or line.startswith(absolute) or line[: max(0, line.find(b","))].rpartition(b"/")[2] in names:
             match = _RECORD_LINE.match(line)
         if match:
             raw = match["path"]
             if quoted:
                 raw = raw[1:-1].replace(b'""', b'"')
+            inner = prefixes.strip(raw)
+            name = None
+            if inner is not None:
+                raw = os.fsencode(os.path.relpath("/" + os.fsdecode(inner), "/" + folder))
+                new = b'"' + raw.replace(b'"', b'""') + b'"' if quoted else raw
+                name = Edit(offset, len(match["path"]), new)
             path = os.path.normpath(os.path.join(folder, os.fsdecode(raw)))
             if not path.startswith(("/", "..")):
-                yield path, offset + match.start("stated"), match["stated"]
+                stated = match["stated"]
+                yield RecordLine(path, name, offset + match.start("stated"), len(stated), stated.replace(b'"', b""))
         offset += len(line) + 1
 
 
 def pip_record_form(
-    data: bytes, folder: str, archived: dict[str, Stated], on_disk: dict[str, Stated], relocated: frozenset[str]
-) -> ArchiveForm:
-    """Row 16: a pip distribution's RECORD, stating hashes and sizes of the archive forms where it stated the disk's."""
-    if not archived:
+    data: bytes, folder: str, archived: dict[str, Stated], on_disk: dict[str, Stated], relocated: frozenset[str],
+    prefixes: Prefixes,
+) -> ArchiveForm:  # fmt: skip
+    """Row 16: a pip distribution's RECORD, stating hashes and sizes of the archive forms where it stated the disk's.
+
+    Files that lie below the prefix are named by the way from RECORD's root, as pip does.
+    """
+    if not archived and not any(prefix + b"/" in data for prefix in prefixes.plain):
         return AS_IT_IS
     edits: list[Edit] = []
     relocations: list[Relocation] = []
     shift = 0
     names = frozenset(os.fsencode(path.rpartition("/")[2]) for path in archived)
-    for path, offset, stated in record_paths(data, folder, names):
+    for path, name, offset, length, stated in record_lines(data, folder, names, prefixes):
+        if name is not None:
+            edits.append(name)
+            shift += len(name.new) - name.length
         form, found = archived.get(path), on_disk.get(path)
         if form is None or found is None or stated_field("pip-record", path, found) != stated:
             continue
         new = stated_field("pip-record", path, form)
         if path in relocated:
             relocations.append(Relocation(offset + shift, "pip-record", len(new), path))
-        edits.append(Edit(offset, len(stated), new))
-        shift += len(new) - len(stated)
+        edits.append(Edit(offset, length, new))
+        shift += len(new) - length
     return ArchiveForm(tuple(edits), tuple(relocations)) if edits or relocations else AS_IT_IS

@@ -324,3 +324,15 @@ def test_urls_without_a_path_and_modules_without_a_suffix(env: Path, tmp_path: P
     (site / "__editable__.single.pth").write_text("import __editable___single_finder\n")
     target = include(env, tmp_path)
     assert imports(target, "single") == [f"{target}/src/single/single.py"]
+
+
+@pytest.mark.parametrize("layout", ["src", "."])
+def test_a_package_that_is_dropped_leaves_nothing_behind(env: Path, tmp_path: Path, layout: str) -> None:
+    """setuptools writes a path or a finder that a .pth loads: Python starts without a word in any case."""
+    install_in_place(env, project(tmp_path, "gone", layout), tmp_path)
+    out, target = tmp_path / "a.tar.zst", tmp_path / "target"
+    fastpack.pack(prefix=str(env), output=str(out), editable="drop")
+    fastpack.unpack(str(out), str(target))
+    done = subprocess.run([target / "bin/python", "-c", "import gone"], capture_output=True, text=True)
+    assert "No module named 'gone'" in done.stderr and "Error processing" not in done.stderr
+    assert not list(target.glob("lib/python*/site-packages/*gone*")) and not (target / "bin/run-gone").exists()

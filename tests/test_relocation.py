@@ -315,14 +315,17 @@ def test_row_16_pip_record() -> None:
     )
     archived = {"bin/tool": Stated(sha256(script_archive), len(script_archive))}
     on_disk = {"bin/tool": Stated(sha256(script_disk), len(script_disk))}
-    form = pip_record_form(data, "lib/python3.11/site-packages", archived, on_disk, frozenset({"bin/tool"}))
+    form = pip_record_form(data, "lib/python3.11/site-packages", archived, on_disk, frozenset({"bin/tool"}), PREFIXES)
     done = apply_edits(data, form.edits)
     assert done == data.replace(line("../../../bin/tool", script_disk), line("../../../bin/tool", script_archive))
     placed = place(bytearray(done), form.relocations, P, b"/n", 0, on_disk)
     assert bytes(placed) == data
     # A line that states something else than what is on disk is not ours to mend.
     wrong = {"bin/tool": Stated(sha256(b"other"), 5)}
-    assert pip_record_form(data, "lib/python3.11/site-packages", archived, wrong, frozenset({"bin/tool"})).edits == ()
+    assert (
+        pip_record_form(data, "lib/python3.11/site-packages", archived, wrong, frozenset({"bin/tool"}), PREFIXES).edits
+        == ()
+    )
 
 
 @pytest.mark.parametrize(

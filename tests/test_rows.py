@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import json
 import os
@@ -1106,3 +1108,25 @@ def test_requires_glibc_and_says_which_file(tmp_path: Path, monkeypatch: pytest.
         done = conda_unpack(plain, PATH=f"{tmp_path}/tools:{os.environ['PATH']}")
         assert done.returncode == code, (version, done.stderr)
         assert code == 0 or requires["glibc"] in done.stderr
+
+
+def test_row_16_a_record_with_absolute_and_quoted_fields(tmp_path: Path) -> None:
+    """PEP 376 allows the former, the csv module writes the latter: both tell the truth at the target."""
+    prefix = unmanaged(tmp_path)
+    files = {"one.txt": f"{prefix}/share\n".encode(), "two.txt": f"{prefix}/lib\n".encode(), "x.py": b"x = 1\n"}
+    dist(prefix, "odd", files)
+
+    def stated(data: bytes) -> list[str]:
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        return [f"sha256={digest}", str(len(data))]
+
+    record = f"{SITE}/odd-1.0.dist-info/RECORD"
+    two = ",".join(f'"{field}"' for field in ("two.txt", *stated(files["two.txt"])))
+    lines = [",".join([f"{prefix}/{SITE}/{name}", *stated(files[name])]) for name in ("one.txt", "x.py")]
+    write(prefix, record, "\n".join([*lines, two, "odd-1.0.dist-info/RECORD,,"]) + "\n")
+    target = trip(prefix, tmp_path)
+    placed = read(target, record).decode()
+    rows = {row[0]: row[1:] for row in csv.reader(placed.splitlines())}
+    assert os.fsencode(target) in read(target, f"{SITE}/one.txt") and prefix not in placed
+    assert list(rows) == ["one.txt", "x.py", "two.txt", "odd-1.0.dist-info/RECORD"]
+    assert all(rows[name] == stated(read(target, f"{SITE}/{name}")) for name in files)
