@@ -18,6 +18,7 @@ def read_files(
     starts: Buffer,
     lengths: Buffer,
     out: Buffer,
+    rows: Buffer | None = None,
 ) -> list[tuple[int, int]]: ...
 def write_files(
     folder: int,
@@ -29,7 +30,7 @@ def write_files(
     mtimes: Buffer,
 ) -> list[tuple[int, int]]: ...
 def share_files(
-    source: int, target: int, names: Names, modes: Buffer, mtimes: Buffer, since: int, how: int
+    source: int, target: int, names: Names, modes: Buffer, mtimes: Buffer, rows: Buffer | None, since: int, how: int
 ) -> list[tuple[int, int]]: ...
 def unfilled(n_bytes: int) -> bytearray: ...
 def fill_zeros(starts: Buffer, lengths: Buffer, out: Buffer) -> None: ...

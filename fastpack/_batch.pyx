@@ -41,6 +41,7 @@ cdef extern from *:
     #if defined(__linux__)
     #include <linux/fs.h>
     #include <sys/ioctl.h>
+    #include <sys/xattr.h>
     #endif
 
     typedef struct {
@@ -69,18 +70,23 @@ cdef extern from *:
     #define FP_CTIME st_ctim
     #endif
 
-    /* 0, or an errno; `row` has what LISTED says in the twin */
+    /* `row` gets what LISTED says in the twin */
+    static void fp_tell(const struct stat *info, int64_t *row) {
+        row[0] = (int64_t)info->st_mode;
+        row[1] = (int64_t)info->st_size;
+        row[2] = (int64_t)info->FP_MTIME.tv_sec * 1000000000 + info->FP_MTIME.tv_nsec;
+        row[3] = (int64_t)info->FP_CTIME.tv_sec * 1000000000 + info->FP_CTIME.tv_nsec;
+        row[4] = (int64_t)info->st_ino;
+        row[5] = (int64_t)info->st_dev;
+        row[6] = (int64_t)info->st_nlink;
+    }
+
+    /* 0, or an errno */
     static int fp_stat(int folder, const char *name, int64_t *row) {
         struct stat info;
         if (fstatat(folder, name, &info, AT_SYMLINK_NOFOLLOW) != 0)
             return errno;
-        row[0] = (int64_t)info.st_mode;
-        row[1] = (int64_t)info.st_size;
-        row[2] = (int64_t)info.FP_MTIME.tv_sec * 1000000000 + info.FP_MTIME.tv_nsec;
-        row[3] = (int64_t)info.FP_CTIME.tv_sec * 1000000000 + info.FP_CTIME.tv_nsec;
-        row[4] = (int64_t)info.st_ino;
-        row[5] = (int64_t)info.st_dev;
-        row[6] = (int64_t)info.st_nlink;
+        fp_tell(&info, row);
         return 0;
     }
 
@@ -191,9 +197,10 @@ cdef extern from *:
         return place->root;
     }
 
-    /* 0; an errno; or -1 for a file that is not a regular one of that size and time (mtime in nanoseconds) */
+    /* 0; an errno; or -1 for a file that is not a regular one of that size and time (mtime in nanoseconds). `row`, if
+       there is one, gets what the system said of it after it was read. */
     static int fp_read_one(fp_place *place, const char *name, int64_t size, int64_t mtime, int64_t offset,
-                           int64_t length, uint8_t *out) {
+                           int64_t length, uint8_t *out, int64_t *row) {
         struct stat info;
         int64_t done = 0;
         int status = 0;
@@ -223,6 +230,8 @@ cdef extern from *:
             else if (!S_ISREG(info.st_mode) || info.st_size != size
                      || (int64_t)info.FP_MTIME.tv_sec * 1000000000 + info.FP_MTIME.tv_nsec != mtime)
                 status = -1;
+            else if (row != NULL)
+                fp_tell(&info, row);
         }
         close(descriptor);
         return status;
@@ -267,14 +276,17 @@ cdef extern from *:
         return status;
     }
 
-    static int fp_since(const struct stat *info, int64_t since) {
-        return (int64_t)info->FP_CTIME.tv_sec * 1000000000 + info->FP_CTIME.tv_nsec >= since;
+    /* Whether a file is not, or not any more, what the row says (where there is one), or was changed from then on. */
+    static int fp_is_other(const struct stat *info, const int64_t *row, int64_t since) {
+        int64_t found[7];
+        fp_tell(info, found);
+        return found[3] >= since || (row != NULL && memcmp(found, row, sizeof found) != 0);
     }
 
     /* A file of its own: sharing the blocks of the other one without a buffer, else with its bytes, which pass through
        the buffer and with it stay in the processor's cache. */
     static int fp_double_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
-                             int64_t since, uint8_t *buffer, size_t room) {
+                             const int64_t *row, int64_t since, uint8_t *buffer, size_t room) {
         struct timespec times[2];
         struct stat info;
         int64_t done = 0;
@@ -328,7 +340,7 @@ cdef extern from *:
         times[0].tv_nsec = times[1].tv_nsec = 0;
         if (status == 0 && (fp_set_mode(out, mode) != 0 || futimens(out, times) != 0 || fstat(in, &info) != 0))
             status = errno;
-        if (status == 0 && (info.st_size != done || fp_since(&info, since)))
+        if (status == 0 && (info.st_size != done || fp_is_other(&info, row, since)))
             status = -1; /* looked at last: what was taken is what the file has had all the time */
         close(in);
         if (close(out) != 0 && status == 0 && errno != EINTR)
@@ -338,17 +350,67 @@ cdef extern from *:
         return status;
     }
 
+    /* 0 if nobody but its one name has a part in a file, and its owner, group and attributes are what a new one would
+       have; an errno; or -1. `owner` is what the system says of the directory that a new one would lie below. A label of
+       SELinux follows from the place, as a new one's would. */
+    static int fp_is_shared(int folder, const char *name, const struct stat *info, const struct stat *owner) {
+        int status = 0;
+    #if defined(__linux__)
+        char names[256];
+        ssize_t length;
+        int descriptor;
+    #endif
+        if (info->st_nlink != 1 || info->st_uid != owner->st_uid || info->st_gid != owner->st_gid)
+            return -1;
+    #if defined(__linux__)
+        descriptor = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        if (descriptor < 0)
+            return errno;
+        length = flistxattr(descriptor, names, sizeof names);
+        if (length < 0 ? errno != ENOTSUP : length != 0 && (length != 17 || memcmp(names, "security.selinux", 17) != 0))
+            status = -1;
+        close(descriptor);
+    #else
+        (void)folder;
+        (void)name;
+    #endif
+        return status;
+    }
+
     static int fp_link_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
-                           int64_t since) {
-        struct stat info;
+                           const int64_t *row, int64_t since, const struct stat *owner) {
+        struct stat info, linked;
+        int status;
         const char *last;
         int from = fp_at(source, name, &last), to = fp_at(target, name, &last);
         if (fstatat(from, last, &info, AT_SYMLINK_NOFOLLOW) != 0)
             return errno;
         if (!S_ISREG(info.st_mode) || (int)(info.st_mode & 07777) != mode || (int64_t)info.FP_MTIME.tv_sec != mtime
-            || info.FP_MTIME.tv_nsec != 0 || fp_since(&info, since))
+            || info.FP_MTIME.tv_nsec != 0 || fp_is_other(&info, row, since))
             return -1;
-        return linkat(from, last, to, last, 0) != 0 ? errno : 0;
+        if (owner != NULL && (status = fp_is_shared(from, last, &info, owner)) != 0)
+            return status;
+        if (linkat(from, last, to, last, 0) != 0)
+            return errno;
+        /* whether it was that file which got the name */
+        if (fstatat(to, last, &linked, AT_SYMLINK_NOFOLLOW) != 0)
+            status = errno;
+        else
+            status = linked.st_ino == info.st_ino && linked.st_dev == info.st_dev ? 0 : -1;
+        if (status != 0)
+            unlinkat(to, last, 0);
+        return status;
+    }
+
+    /* share_files for one file: what `how` says in the twin */
+    static int fp_share_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
+                            const int64_t *row, int64_t since, int how, uint8_t *buffer, size_t room) {
+        struct stat owner;
+        if (how == 0 || how == 2)
+            return fp_double_one(source, target, name, mode, mtime, row, since, buffer, room);
+        if (how == 3 && fstat(target->root, &owner) != 0)
+            return errno;
+        return fp_link_one(source, target, name, mode, mtime, row, since, how == 3 ? &owner : NULL);
     }
     """
     ctypedef struct fp_listing:
@@ -365,13 +427,11 @@ cdef extern from *:
     void fp_leave(fp_place *place) noexcept nogil
     int fp_at(fp_place *place, const char *name, const char **last) noexcept nogil
     int fp_read_one(fp_place *place, const char *name, int64_t size, int64_t mtime, int64_t offset, int64_t length,
-                    uint8_t *out) noexcept nogil
+                    uint8_t *out, int64_t *row) noexcept nogil
     int fp_write_one(fp_place *place, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
-    int fp_link_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
-                    int64_t since) noexcept nogil
-    int fp_double_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime, int64_t since,
-                      uint8_t *buffer, size_t room) noexcept nogil
+    int fp_share_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime, const int64_t *row,
+                     int64_t since, int how, uint8_t *buffer, size_t room) noexcept nogil
     int fp_stat(int folder, const char *name, int64_t *row) noexcept nogil
 
 cdef enum:
@@ -380,8 +440,10 @@ cdef enum:
     CLONED = 0
     LINKED = 1
     COPIED = 2
+    GIVEN = 3
     COPY_BYTES = 1 << 18
     DIGEST = 32
+    LISTED = 7
 
 
 cdef struct Name:
@@ -476,7 +538,7 @@ def stat_files(int folder, list names):
             with nogil:
                 for i in range(count):
                     there = fp_at(&place, table[i].text, &last)
-                    fp_stat(there, last, &out[7 * i])
+                    fp_stat(there, last, &out[LISTED * i])
                 fp_leave(&place)
         return rows
     finally:
@@ -484,7 +546,8 @@ def stat_files(int folder, list names):
 
 
 def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[::1] mtimes,
-               const int64_t[::1] offsets, const int64_t[::1] starts, const int64_t[::1] lengths, uint8_t[::1] out):
+               const int64_t[::1] offsets, const int64_t[::1] starts, const int64_t[::1] lengths, uint8_t[::1] out,
+               int64_t[::1] rows=None):
     cdef size_t count = len(names)
     cdef size_t i
     cdef uint8_t nothing = 0
@@ -492,17 +555,23 @@ def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[:
     cdef Name *table
     cdef list encoded = []
     cdef int32_t *status
+    cdef int64_t *row = NULL
     cdef fp_place place
     place.root = folder
     place.folder = -1
     check_pieces(count, starts, lengths, out.shape[0])
     if not (<size_t>sizes.shape[0] == <size_t>mtimes.shape[0] == <size_t>offsets.shape[0] == count):
         raise ValueError("tables of different lengths")
+    if rows is not None and <size_t>rows.shape[0] != LISTED * count:
+        raise ValueError("tables of different lengths")
     for i in range(count):
         if offsets[i] < 0:
             raise ValueError("a negative offset")
     if count == 0:
         return []
+    if rows is not None:
+        row = &rows[0]
+        memset(row, 0, LISTED * count * sizeof(int64_t))
     table = name_table(names, encoded)
     status = <int32_t *>malloc(count * sizeof(int32_t))
     try:
@@ -511,7 +580,7 @@ def read_files(int folder, list names, const int64_t[::1] sizes, const int64_t[:
         with nogil:
             for i in range(count):
                 status[i] = fp_read_one(&place, table[i].text, sizes[i], mtimes[i], offsets[i], lengths[i],
-                                        data + starts[i])
+                                        data + starts[i], NULL if row == NULL else row + LISTED * i)
             fp_leave(&place)
         return failures(status, count)
     finally:
@@ -553,24 +622,29 @@ def write_files(int folder, list names, const uint8_t[::1] data, const int64_t[:
 
 
 def share_files(int source, int target, list names, const int64_t[::1] modes, const int64_t[::1] mtimes,
-                int64_t since, int how):
+                const int64_t[::1] rows, int64_t since, int how):
     cdef size_t count = len(names)
     cdef size_t i
     cdef Name *table
     cdef list encoded = []
     cdef int32_t *status = NULL
     cdef uint8_t *buffer = NULL
+    cdef const int64_t *row = NULL
     cdef fp_place origin
     cdef fp_place place
     origin.root = source
     place.root = target
     origin.folder = place.folder = -1
-    if how not in (CLONED, LINKED, COPIED):
+    if how not in (CLONED, LINKED, COPIED, GIVEN):
         raise ValueError("no such way to share files")
     if <size_t>modes.shape[0] != count or <size_t>mtimes.shape[0] != count:
         raise ValueError("tables of different lengths")
+    if rows is not None and <size_t>rows.shape[0] != LISTED * count:
+        raise ValueError("tables of different lengths")
     if count == 0:
         return []
+    if rows is not None:
+        row = <const int64_t *>&rows[0]
     table = name_table(names, encoded)
     status = <int32_t *>malloc(count * sizeof(int32_t))
     try:
@@ -580,11 +654,8 @@ def share_files(int source, int target, list names, const int64_t[::1] modes, co
             raise MemoryError
         with nogil:
             for i in range(count):
-                if how == LINKED:
-                    status[i] = fp_link_one(&origin, &place, table[i].text, <int>modes[i], mtimes[i], since)
-                else:
-                    status[i] = fp_double_one(&origin, &place, table[i].text, <int>modes[i], mtimes[i], since, buffer,
-                                              COPY_BYTES)
+                status[i] = fp_share_one(&origin, &place, table[i].text, <int>modes[i], mtimes[i],
+                                         NULL if row == NULL else row + LISTED * i, since, how, buffer, COPY_BYTES)
             fp_leave(&origin)
             fp_leave(&place)
         return failures(status, count)

@@ -6,6 +6,7 @@ directory, are str by surrogateescape or bytes. A failure is (index, code): an e
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -21,7 +22,7 @@ Names = list[str] | list[bytes] | list[str | bytes]
 _FICLONE = 0x40049409
 
 #: What `share_files` does.
-CLONED, LINKED, COPIED = 0, 1, 2
+CLONED, LINKED, COPIED, GIVEN = 0, 1, 2, 3
 
 #: Not a regular file of the size and time that were expected.
 CHANGED = -1
@@ -69,11 +70,12 @@ def list_folder(folder: int) -> tuple[list[str], array[int]]:
     rows = array("q")
     names = sorted(os.listdir(folder), key=os.fsencode)
     for name in names:
-        rows.extend(_numbers(os.stat(name, dir_fd=folder, follow_symlinks=False)))
+        rows.extend(numbers_of(os.stat(name, dir_fd=folder, follow_symlinks=False)))
     return names, rows
 
 
-def _numbers(info: os.stat_result) -> list[int]:
+def numbers_of(info: os.stat_result) -> list[int]:
+    """What the system says of a file (`LISTED`)."""
     numbers = (
         info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev, info.st_nlink,
     )  # fmt: skip
@@ -85,7 +87,7 @@ def stat_files(folder: int, names: Names) -> array[int]:
     rows = array("q")
     for name in map(_check_name, names):
         try:
-            rows.extend(_numbers(os.stat(name, dir_fd=folder, follow_symlinks=False)))
+            rows.extend(numbers_of(os.stat(name, dir_fd=folder, follow_symlinks=False)))
         except OSError:
             rows.extend([0] * len(LISTED))
     return rows
@@ -93,7 +95,7 @@ def stat_files(folder: int, names: Names) -> array[int]:
 
 def read_files(
     folder: int, names: Names, sizes: Sequence[int], mtimes: Sequence[int], offsets: Sequence[int],
-    starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview,
+    starts: Sequence[int], lengths: Sequence[int], out: bytearray | memoryview, rows: array[int] | None = None,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Read `lengths` bytes from `offsets` of each file to `starts` in `out`, and hold it against size and mtime.
 
@@ -101,6 +103,7 @@ def read_files(
     ----------
     folder : descriptor of the directory that the names are relative to; links are not followed.
     sizes, mtimes : what each file is expected to have, in bytes and nanoseconds; looked at after the read.
+    rows : gets what the system said of each file after the read (`LISTED`); zeros for those that failed.
 
     Returns
     -------
@@ -110,6 +113,10 @@ def read_files(
     _check(len(names), len(view), starts, lengths, sizes, mtimes, offsets)
     if any(offset < 0 for offset in offsets):
         raise ValueError("a negative offset")
+    if rows is not None:
+        if len(rows) != len(LISTED) * len(names):
+            raise ValueError("tables of different lengths")
+        rows[:] = array("q", bytes(8 * len(rows)))
     found = []
     for index, name in enumerate(map(_check_name, names)):
         try:
@@ -131,6 +138,8 @@ def read_files(
         same = stat.S_ISREG(info.st_mode) and (info.st_size, info.st_mtime_ns) == (sizes[index], mtimes[index])
         if done < lengths[index] or not same:
             found.append((index, CHANGED))
+        elif rows is not None:
+            rows[len(LISTED) * index : len(LISTED) * (index + 1)] = array("q", numbers_of(info))
     return found
 
 
@@ -165,18 +174,21 @@ def write_files(
 
 
 def share_files(
-    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], since: int, how: int
-) -> list[tuple[int, int]]:
+    source: int, target: int, names: Names, modes: Sequence[int], mtimes: Sequence[int], rows: Sequence[int] | None,
+    since: int, how: int,
+) -> list[tuple[int, int]]:  # fmt: skip
     """Let files of one directory appear under the same names in another one.
 
     Parameters
     ----------
     source, target : descriptors of the directories.
     modes, mtimes : what each file has in `target`; times in seconds.
-    since : a file that was changed from this time on (its ctime, in nanoseconds) is left: `CHANGED`. So what is shared
-        is what was read after that time.
+    rows : what the system said of each file (`LISTED`) when it was looked at; one of which it says something else now
+        is left: `CHANGED`. So what is shared is what was looked at, whatever became of its folder.
+    since : a file that was changed from this time on (its ctime, in nanoseconds) is left, too.
     how : `CLONED`: a file of its own that shares the blocks for as long as neither changes (a reflink: Linux, XFS and
         Btrfs among others). `LINKED`: a further name of the same file, if that has this mode and time (else `CHANGED`).
+        `GIVEN`: the same, if it has no other name, the owner and group of `target`, and no attributes of its own.
         `COPIED`: a file of its own.
 
     Returns
@@ -185,15 +197,18 @@ def share_files(
     """
     if any(len(table) != len(names) for table in (modes, mtimes)):
         raise ValueError("tables of different lengths")
-    if how not in (CLONED, LINKED, COPIED):
+    if rows is not None and len(rows) != len(LISTED) * len(names):
+        raise ValueError("tables of different lengths")
+    if how not in (CLONED, LINKED, COPIED, GIVEN):
         raise ValueError("no such way to share files")
     found = []
     for index, name in enumerate(map(_check_name, names)):
+        row = None if rows is None else list(rows[len(LISTED) * index : len(LISTED) * (index + 1)])
         try:
-            if how == LINKED:
-                code = _link_one(source, target, name, modes[index], mtimes[index], since)
+            if how in (LINKED, GIVEN):
+                code = _link_one(source, target, name, modes[index], mtimes[index], row, since, how == GIVEN)
             else:
-                code = _double_one(source, target, name, modes[index], mtimes[index], since, how == CLONED)
+                code = _double_one(source, target, name, modes[index], mtimes[index], row, since, how == CLONED)
         except OSError as error:
             code = error.errno or CHANGED
         if code:
@@ -201,7 +216,14 @@ def share_files(
     return found
 
 
-def _double_one(source: int, target: int, name: bytes, mode: int, mtime: int, since: int, cloned: bool) -> int:
+def _is_other(info: os.stat_result, row: list[int] | None, since: int) -> bool:
+    """Whether a file is not, or not any more, what the row says (where there is one), or was changed from then on."""
+    return info.st_ctime_ns >= since or (row is not None and numbers_of(info) != row)
+
+
+def _double_one(
+    source: int, target: int, name: bytes, mode: int, mtime: int, row: list[int] | None, since: int, cloned: bool
+) -> int:
     file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -216,7 +238,7 @@ def _double_one(source: int, target: int, name: bytes, mode: int, mtime: int, si
                     data = data[os.write(clone, data) :]
             os.fchmod(clone, mode)
             os.utime(clone, (mtime, mtime))
-            changed = os.fstat(file).st_ctime_ns >= since
+            changed = _is_other(os.fstat(file), row, since)
         except BaseException:
             os.unlink(name, dir_fd=target)
             raise
@@ -230,14 +252,37 @@ def _double_one(source: int, target: int, name: bytes, mode: int, mtime: int, si
     return 0
 
 
-def _link_one(source: int, target: int, name: bytes, mode: int, mtime: int, since: int) -> int:
+def _link_one(
+    source: int, target: int, name: bytes, mode: int, mtime: int, row: list[int] | None, since: int, given: bool
+) -> int:
     info = os.stat(name, dir_fd=source, follow_symlinks=False)
     if (stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode), info.st_mtime_ns) != (
         stat.S_IFREG, mode, mtime * 1_000_000_000,
-    ) or info.st_ctime_ns >= since:  # fmt: skip
+    ) or _is_other(info, row, since) or (given and _is_shared(source, name, info, os.fstat(target))):  # fmt: skip
         return CHANGED
     os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-    return 0
+    if os.path.samestat(os.stat(name, dir_fd=target, follow_symlinks=False), info):
+        return 0
+    os.unlink(name, dir_fd=target)
+    return CHANGED
+
+
+def _is_shared(source: int, name: bytes, info: os.stat_result, owner: os.stat_result) -> bool:
+    """Whether others have a part in a file, or a new one would have another owner, group or attributes.
+
+    A label of SELinux follows from the place, as a new one's would.
+    """
+    if (info.st_nlink, info.st_uid, info.st_gid) != (1, owner.st_uid, owner.st_gid):
+        return True
+    if not hasattr(os, "listxattr"):
+        return False
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source)
+    try:
+        return os.listxattr(file) not in ([], ["security.selinux"])
+    except OSError as error:
+        return error.errno != errno.ENOTSUP
+    finally:
+        os.close(file)
 
 
 def unfilled(n_bytes: int) -> bytearray:

@@ -530,7 +530,7 @@ def _files_not_ours(root: str, changed: bool = False) -> list[str]:
         with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
             for line in file:
                 row = json.loads(line)
-                if "path" in row:
+                if "path" in row and row["kind"] != Kind.DIRECTORY:
                     stated = row["kind"] == Kind.FILE and not changed
                     known[row["path"]] = (row["size"], row["mtime"]) if stated else None
         with open(os.path.join(root, RELOCATIONS), "rb") as file:

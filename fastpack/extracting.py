@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from array import array
@@ -240,7 +239,7 @@ class Extractor:
         """Check a member that came in several frames, set mode and time; what records state of it, if placed."""
         if not self._reader.trusts(member) and digest.file_digest(slices) != member.digest:
             raise _other_digest(member.path)
-        self._reader.check_unchanged(member)
+        self._reader.check_unchanged(member, self._folder)
         if member.path in self._reader.there:
             return None
         path = os.path.join(self._root, member.path)
@@ -322,9 +321,9 @@ def make_directories(root: str, paths: Iterable[str], threads: int) -> None:
         for path in some:
             try:
                 os.mkdir(path, 0o700, dir_fd=folder)
-            except FileExistsError:
-                if path != ".fastpack":  # the marker's
-                    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), os.path.join(root, path)) from None
+            except OSError as error:
+                if not isinstance(error, FileExistsError) or path != ".fastpack":  # the marker's
+                    raise OSError(error.errno, error.strerror, os.path.join(root, path)) from None
 
     depths: dict[int, list[str]] = {}
     for path in paths:

@@ -127,7 +127,7 @@ class _DirectoryWriter:
             return False
         modes, mtimes = array("q", [member.mode]), array("q", [mtime])
         # Changed or not: what was cloned is compared with what was read.
-        failed = batch.share_files(self._source, self._target, [member.path], modes, mtimes, _NEVER, CLONED)
+        failed = batch.share_files(self._source, self._target, [member.path], modes, mtimes, None, _NEVER, CLONED)
         if failed and failed[0][1] in CANNOT_SHARE:
             self._reflinks = False
         return not failed

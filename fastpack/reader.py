@@ -111,8 +111,8 @@ class FrameReader:
         """Whether a file that lies in several frames is known to be right without its digest."""
         return False
 
-    def check_unchanged(self, member: Member) -> None:
-        """Whether a file that was shared or trusted has not changed since."""
+    def check_unchanged(self, member: Member, folder: int) -> None:
+        """Whether a file that lies in several frames, and was shared or trusted, is right: it may have changed."""
 
     def shared_bytes(self) -> int:
         """Bytes of the files that share theirs with another environment."""

@@ -8,6 +8,7 @@ unpacked (`SeenFrames`) are not read for that: their files are reflinked, linked
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import os
 import stat
@@ -16,13 +17,14 @@ from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
+from typing import NamedTuple
 
 from fastpack import digest, pagecache
-from fastpack._batch_py import CLONED, COPIED, LINKED, LISTED
+from fastpack._batch_py import CLONED, COPIED, GIVEN, LINKED, LISTED, numbers_of
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
-from fastpack.errors import DamagedArchive, IncompleteEnvironment, UsageError, WrongBase
+from fastpack.errors import DamagedArchive, FastpackError, IncompleteEnvironment, Unreadable, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
 from fastpack.layout import Segment
 from fastpack.manifest import Manifest, files_and_links_beside
@@ -34,8 +36,6 @@ from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 from fastpack.rows import Member
 from fastpack.stat_table import SeenFrames
 
-_N_LINKS = LISTED.index("n_links")
-
 
 class Links(Enum):
     """Which files of the base that did not change get a further name in the new environment."""
@@ -43,6 +43,33 @@ class Links(Enum):
     NONE = auto()
     ALONE = auto()  # those without another name: nobody but the base, which is about to go, has them
     ALL = auto()
+
+
+class _Seen(NamedTuple):
+    """Members, and what the system said of each one's file when it was looked at (`LISTED`), one behind the other."""
+
+    members: Sequence[int]
+    rows: array[int]
+
+    def but(self, others: Container[int]) -> _Seen:
+        """Without some of them."""
+        kept = [k for k, member in enumerate(self.members) if member not in others]
+        if len(kept) == len(self.members):
+            return self
+        rows = array("q")
+        for k in kept:
+            rows += self.row(k)
+        return _Seen([self.members[k] for k in kept], rows)
+
+    def row(self, k: int) -> array[int]:
+        """What was said of one file."""
+        return self.rows[len(LISTED) * k : len(LISTED) * (k + 1)]
+
+    def pieces(self) -> Iterator[_Seen]:
+        """So many at a time that an interrupt does not wait long."""
+        for start in range(0, len(self.members), AT_ONCE):
+            stop = start + AT_ONCE
+            yield _Seen(self.members[start:stop], self.rows[len(LISTED) * start : len(LISTED) * stop])
 
 
 @contextmanager
@@ -124,28 +151,27 @@ class _Rebuilder(FrameReader):
         self._since = time.time_ns() - 1_000_000_000
         self._scratch = Scratch()
         self._writer = pagecache.Writer()
-        self._linked: set[str] = set()
         self._seen = seen
         self._old: dict[bytes, list[int]] = {}
         for index, frame in enumerate(installed.manifest.frames):
             self._old.setdefault(frame.digest, []).append(index)
-        self._untouched: dict[int, bool] = {}
-        self._trusted: dict[str, int] = {}  # files in several frames, none of which anybody has touched: the first one
+        self._read: dict[int, _Seen] = {}  # what was said of a frame's files when they were read
+        # Of files in several frames: what was said of each at first, those that nobody has touched, and those of which
+        # something else was said while they were read or copied.
+        self._large: dict[str, array[int]] = {}
+        self._trusted: set[str] = set()
+        self._unsure: set[str] = set()
 
-    def _is_untouched(self, index: int) -> bool:
-        """Whether the environment has a frame's files, and nobody has touched them since they were unpacked."""
-        seen = self._seen
-        if seen is None or index in self._offsets:
-            return False
-        if index not in self._untouched:
-            # Equal frames in the middle of files are told apart by their places.
-            old, place = self._old.get(self._manifest.frames[index].digest, ()), self.place_of(index)
-            self._untouched[index] = any(seen.untouched(self._folder, each, place) for each in old)
-        return self._untouched[index]
+    def _untouched(self, index: int) -> array[int] | None:
+        """What the system says of a frame's files, if that is what it said right after they were unpacked."""
+        if self._seen is None or index in self._offsets:
+            return None
+        # Equal frames in the middle of files are told apart by their places.
+        old, place = self._old.get(self._manifest.frames[index].digest, ()), self.place_of(index)
+        rows = batch.stat_files(self._folder, list(place.paths))
+        return rows if any(self._seen.untouched(each, place, rows) for each in old) else None
 
     def put(self, index: int, folder: int, relocated: Container[str]) -> list[int] | None:
-        if not self._is_untouched(index):
-            return None
         rows = self.rows
         first, last = self.layout.members(index)
         parts = self.layout.parts.get(index, {}).values()
@@ -157,12 +183,19 @@ class _Rebuilder(FrameReader):
             if path in self._trusted and path not in self.there:
                 self._copy_part(rows[first], part, folder)
             return [] if path in self._trusted else None
+        found = self._untouched(index)
+        if found is None:
+            return None
         files, paths = rows.files_in(first, last), rows.paths
         left = [member for member in files if paths[member] in self._files or paths[member] in relocated]
-        as_archived = files if not left else sorted(set(files).difference(left))
-        self._share_all(as_archived, folder, relocated)
-        self._share([member for member in as_archived if paths[member] not in self.there], folder, COPIED)
-        return left if all(paths[member] in self.there for member in as_archived) else None
+        seen = _Seen(files, found).but(set(left))
+        self._share_all(seen, folder, relocated)
+        self._share(self._missing(seen), folder, COPIED)
+        return None if self._missing(seen).members else left
+
+    def _missing(self, seen: _Seen) -> _Seen:
+        """Those that are not where they belong yet."""
+        return seen.but({member for member in seen.members if self.rows.paths[member] in self.there})
 
     def whole(self, member: Member) -> memoryview:
         data = memoryview(bytearray(member.n_bytes))
@@ -183,6 +216,8 @@ class _Rebuilder(FrameReader):
                     if os.preadv(source, [piece], start) != len(piece):
                         raise _changed(self._root, member)
                     self._writer.write(target, piece, start)
+                if numbers_of(os.fstat(source)) != self._large[member.path].tolist():
+                    self._unsure.add(member.path)
             finally:
                 os.close(target)
         finally:
@@ -229,71 +264,86 @@ class _Rebuilder(FrameReader):
         return self._is_changed(member)
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
-        if index not in self._offsets:
-            parts = self.layout.parts.get(index, {})
-            files = self.rows.files_in(*self.layout.members(index))
-            self._share_all([member for member in files if member not in parts], folder, relocated)
+        seen = self._read.pop(index, None)
+        if seen is not None:
+            self._share_all(seen.but(self.layout.parts.get(index, {})), folder, relocated)
 
     def share_large(self, folder: int, relocated: Container[str]) -> None:
+        self._look_around(folder)
         # Several threads write a file's parts: it is known before the first of them whether it is shared.
+        paths = self.rows.paths
         parts: dict[int, list[int]] = {}
         for index in sorted(self.layout.parts):
             for member, part in self.layout.parts[index].items():
                 if part.stop - part.start < self.rows.sizes[member]:
                     parts.setdefault(member, []).append(index)
         here = [member for member, frames in parts.items() if self._offsets.keys().isdisjoint(frames)]
-        # Before they are linked, which changes what the system says of them.
-        for index in here:
-            path = self.rows.paths[index]
-            if path not in relocated and path not in self._files and all(map(self._is_untouched, parts[index])):
-                self._trusted[path] = parts[index][0]
-        self._share_all(here, folder, relocated)
+        seen = _Seen(here, batch.stat_files(self._folder, [paths[member] for member in here]))
+        for k, member in enumerate(here):
+            path = paths[member]
+            self._large[path] = seen.row(k)
+            if path in relocated or path in self._files:
+                continue
+            if all(self._untouched(frame) == seen.row(k) for frame in parts[member]):
+                self._trusted.add(path)
+        self._share_all(seen, folder, relocated)
+        # Linking a file changes what is said of it.
+        shared = [paths[member] for member in here if paths[member] in self.shared]
+        for path, info in zip(shared, (os.lstat(path, dir_fd=folder) for path in shared), strict=True):
+            if info.st_nlink > 1:
+                self._large[path] = array("q", numbers_of(info))
+
+    def _look_around(self, folder: int) -> None:
+        """Give nothing away where that would not be what it seems.
+
+        A folder of the base that is a link leads to files that others have, and what is right below the new
+        environment's default ACL has one itself.
+        """
+        folders = [member.path for member in self.rows.of_kind(Kind.DIRECTORY)]
+        if any(map(stat.S_ISLNK, batch.stat_files(self._folder, folders)[:: len(LISTED)])):
+            self._seen, self._links, self._reflink = None, Links.NONE, False
+        if self._links is Links.ALONE and _has_default_acl(folder):
+            self._links = Links.NONE
 
     def trusts(self, member: Member) -> bool:
         return member.path in self._trusted
 
-    def check_unchanged(self, member: Member) -> None:
-        if member.path in self._linked:
-            return  # one file under two names, and linking it changed its ctime
-        if member.path in self._trusted:
-            del self._untouched[self._trusted[member.path]]
-            if not self._is_untouched(self._trusted[member.path]):
-                raise _changed(self._root, member)
-        elif member.path in self.shared and os.lstat(member.path, dir_fd=self._folder).st_ctime_ns >= self._since:
+    def check_unchanged(self, member: Member, folder: int) -> None:
+        path = member.path
+        if path not in self._trusted and path not in self.shared:
+            return
+        # Another name may be all that it got, or lost.
+        is_sure = path not in self._unsure and batch.stat_files(self._folder, [path]) == self._large[path]
+        if not is_sure and self._is_changed(member, folder):
             raise _changed(self._root, member)
 
-    def _share_all(self, files: Sequence[int], folder: int, relocated: Container[str]) -> None:
-        paths, there = self.rows.paths, self.there
-        files = [k for k in files if not (paths[k] in there or paths[k] in relocated or paths[k] in self._files)]
-        for some in (files[:1], files[1:]):  # one file is enough to see that there are none
+    def _share_all(self, seen: _Seen, folder: int, relocated: Container[str]) -> None:
+        paths = self.rows.paths
+        seen = seen.but({k for k in seen.members if paths[k] in relocated or paths[k] in self._files})
+        if not self._reflink and self._links is Links.NONE:
+            return
+        seen = self._missing(seen)
+        if self._reflink and seen.members:
+            self._share(_Seen(seen.members[:1], seen.row(0)), folder, CLONED)  # enough to see that there are none
             if self._reflink:
-                self._share(some, folder, CLONED)
+                self._share(self._missing(seen), folder, CLONED)
         if self._links is not Links.NONE:
-            files = [k for k in files if paths[k] not in there]
-            if self._links is Links.ALONE:
-                numbers = batch.stat_files(self._folder, [paths[k] for k in files])[_N_LINKS :: len(LISTED)]
-                files = [k for k, number in zip(files, numbers, strict=True) if number == 1]
-            self._share(files, folder, LINKED)
+            self._share(self._missing(seen), folder, GIVEN if self._links is Links.ALONE else LINKED)
 
-    def _share(self, files: Sequence[int], folder: int, how: int) -> None:
-        for start in range(0, len(files), AT_ONCE):
-            self._share_some(files[start : start + AT_ONCE], folder, how)
-
-    def _share_some(self, files: Sequence[int], folder: int, how: int) -> None:
-        if self.stopping:
-            raise InterruptedError
+    def _share(self, seen: _Seen, folder: int, how: int) -> None:
         rows = self.rows
-        modes, mtimes = (array("q", [column[k] for k in files]) for column in (rows.modes, rows.mtimes))
-        names = [rows.paths[k] for k in files]
-        failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, self._since, how))
-        there = [name for k, name in enumerate(names) if k not in failed]
-        self.there.update(there)
-        if how != COPIED:
-            self.shared.update(there)
-        if how == LINKED:
-            self._linked.update(there)
-        if how == CLONED and any(code in CANNOT_SHARE for code in failed.values()):
-            self._reflink = False
+        for members, numbers in seen.pieces():
+            if self.stopping:
+                raise InterruptedError
+            modes, mtimes = (array("q", [column[k] for k in members]) for column in (rows.modes, rows.mtimes))
+            names = [rows.paths[k] for k in members]
+            failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, numbers, self._since, how))
+            there = [name for k, name in enumerate(names) if k not in failed]
+            self.there.update(there)
+            if how != COPIED:
+                self.shared.update(there)
+            if how == CLONED and any(code in CANNOT_SHARE for code in failed.values()):
+                self._reflink = False
 
     def read(self, index: int) -> Content:
         try:
@@ -308,12 +358,13 @@ class _Rebuilder(FrameReader):
                 raise _changed(self._root, member)
         raise WrongBase(f"the base does not have what frame {index} holds", path=self._root, hint=_HINT)
 
-    def _is_changed(self, member: Member) -> bool:
+    def _is_changed(self, member: Member, folder: int | None = None) -> bool:
+        """Whether a file does not have its own digest: of the base, or of another directory that has it as it is."""
         slices = b""
         try:
             for start in range(0, max(1, member.n_bytes), _READ):
                 data = memoryview(bytearray(min(_READ, member.n_bytes - start)))
-                self._fill(member, start, data)
+                self._fill(member, start, data, folder)
                 slices += digest.slice_digests(data)
         except WrongBase:
             return True
@@ -339,50 +390,80 @@ class _Rebuilder(FrameReader):
                 self._fill(member, segment.start, segment.of(plain))
             else:
                 as_archived.append((member, segment))
-        for member, segment in self._read_many(as_archived, plain):
+        for member, segment in self._read_many(index, as_archived, plain):
             self._fill(member, segment.start, segment.of(plain))
         return plain
 
-    def _read_many(self, rows: Sequence[tuple[Member, Segment]], plain: memoryview) -> list[tuple[Member, Segment]]:
+    def _read_many(
+        self, index: int, found: Sequence[tuple[Member, Segment]], plain: memoryview
+    ) -> list[tuple[Member, Segment]]:
         """Fill a frame with files that are as the archive has them; those that have not its size and time are left."""
+        seen = _Seen([segment.member for _, segment in found], array("q", bytes(8 * len(LISTED) * len(found))))
         failed = batch.read_files(
             self._folder,
-            [member.path for member, _ in rows],
-            array("q", [member.n_bytes for member, _ in rows]),
-            array("q", [member.mtime * 1_000_000_000 for member, _ in rows]),
-            array("q", [segment.start for _, segment in rows]),
-            array("q", [segment.at for _, segment in rows]),
-            array("q", [segment.stop - segment.start for _, segment in rows]),
+            [member.path for member, _ in found],
+            array("q", [member.n_bytes for member, _ in found]),
+            array("q", [member.mtime * 1_000_000_000 for member, _ in found]),
+            array("q", [segment.start for _, segment in found]),
+            array("q", [segment.at for _, segment in found]),
+            array("q", [segment.stop - segment.start for _, segment in found]),
             plain,
+            seen.rows,
         )
-        return [rows[index] for index, _ in failed]
+        left = [found[k] for k, _ in failed]
+        self._read[index] = seen.but({segment.member for _, segment in left})
+        for k, (member, _) in enumerate(found):
+            if member.path in self._large and seen.row(k) != self._large[member.path]:
+                self._unsure.add(member.path)
+        return left
 
-    def _fill(self, member: Member, start: int, out: memoryview) -> None:
+    def _fill(self, member: Member, start: int, out: memoryview, folder: int | None = None) -> None:
         """Fill a buffer with a part of a file in archive form."""
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(member.path, flags, dir_fd=self._folder)
-        except OSError:
-            raise _changed(self._root, member) from None
+            descriptor = os.open(member.path, flags, dir_fd=self._folder if folder is None else folder)
+        except OSError as error:
+            raise self._unreadable(member, error) from None
         try:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise _changed(self._root, member)
             file = self._files.get(member.path)
             if file is None:
                 n_read = os.preadv(descriptor, [out], start) if out else 0
                 while 0 < n_read < len(out) and (more := os.preadv(descriptor, [out[n_read:]], start + n_read)):
                     n_read += more
-                if n_read != len(out) or os.fstat(descriptor).st_size != member.n_bytes:
+                if n_read != len(out) or info.st_size != member.n_bytes:
                     raise _changed(self._root, member)
                 return
             read, n_bytes = archived(descriptor, file, self._target, self._archived)
             if n_bytes != member.n_bytes or member.path in self._signed:
                 raise _changed(self._root, member)
             out[:] = read(len(out), start)
-        except (OSError, ValueError, ArithmeticError, LookupError):
+        except OSError as error:
+            raise self._unreadable(member, error) from None
+        except (ValueError, ArithmeticError, LookupError):
             raise _changed(self._root, member) from None
         finally:
             os.close(descriptor)
 
+    def _unreadable(self, member: Member, error: OSError) -> FastpackError:
+        if error.errno in _GONE:
+            return _changed(self._root, member)
+        path = os.path.join(self._root, member.path)
+        return Unreadable(f"a file of the base cannot be read ({error.strerror})", path=path)
 
+
+def _has_default_acl(folder: int) -> bool:
+    """Whether a new file below a directory gets an access control list."""
+    try:
+        return "system.posix_acl_default" in os.listxattr(folder)
+    except (AttributeError, OSError):
+        return False
+
+
+#: Where a file was, there is something else, or nothing.
+_GONE = frozenset([errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR])
 #: Bytes of a file that are looked at together: whole slices.
 _READ = 8 * digest.SLICE
 _HINT = "the delta does not have it: apply the delta to the old archive, or make it with --ship"

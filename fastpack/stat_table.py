@@ -267,15 +267,15 @@ class SeenFrames:
         if data[:start] == _FRAMES_MAGIC + digest.blake(rest) and rest.startswith(bytes.fromhex(archive_id)):
             self._seen = rest[digest.N_BYTES :]
 
-    def untouched(self, folder: int, index: int, frame: FrameFiles) -> bool:
+    def untouched(self, index: int, frame: FrameFiles, rows: array[int]) -> bool:
         """Whether nobody has touched a frame's files since.
 
         Parameters
         ----------
-        folder : descriptor of the environment's directory.
+        rows : what the system says of them now (`batch.stat_files`).
         """
         name = self._seen[_KEY * index : _KEY * (index + 1)]
-        return len(name) == _KEY and name == _name_of(frame, batch.stat_files(folder, list(frame.paths)))
+        return len(name) == _KEY and name == _name_of(frame, rows)
 
 
 _MODE, _CTIME = LISTED.index("mode"), LISTED.index("ctime_ns")

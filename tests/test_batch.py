@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpack import _batch, _batch_py, container, manifest
-from fastpack._batch_py import CLONED, COPIED, LINKED
+from fastpack._batch_py import CLONED, COPIED, GIVEN, LINKED
 from fastpack.model import Kind
 
 BOTH = pytest.mark.parametrize("batch", [_batch, _batch_py], ids=["native", "twin"])
@@ -441,7 +441,7 @@ def test_files_get_a_further_name(batch: ModuleType, tmp_path: Path, two_folders
     Path(tmp_path, "target/there").write_bytes(b"old")
     names = [b"one", "d/two", "mode", "time", "link", "there", "gone"]
     modes, mtimes = table(0o644, 0o755, *[0o644] * 5), table(1000, 2000, *[1000] * 5)
-    failed = batch.share_files(*two_folders, names, modes, mtimes, LATER, LINKED)
+    failed = batch.share_files(*two_folders, names, modes, mtimes, None, LATER, LINKED)
     changed = _batch_py.CHANGED
     assert failed == [(2, changed), (3, changed), (4, changed), (5, errno.EEXIST), (6, errno.ENOENT)]
     assert sorted(os.listdir(tmp_path / "target")) == ["d", "one", "there"]
@@ -450,15 +450,15 @@ def test_files_get_a_further_name(batch: ModuleType, tmp_path: Path, two_folders
     assert Path(tmp_path, "target/there").read_bytes() == b"old"
     os.unlink(tmp_path / "target/one")
     since = os.stat(tmp_path / "source/one").st_ctime_ns
-    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since, LINKED) == [(0, changed)]
-    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], since + 1, LINKED) == []
-    assert batch.share_files(*two_folders, [], table(), table(), LATER, LINKED) == []
+    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], None, since, LINKED) == [(0, changed)]
+    assert batch.share_files(*two_folders, ["one"], modes[:1], mtimes[:1], None, since + 1, LINKED) == []
+    assert batch.share_files(*two_folders, [], table(), table(), None, LATER, LINKED) == []
     with pytest.raises(ValueError, match="different lengths"):
-        batch.share_files(*two_folders, ["a"], table(), table(1), LATER, LINKED)
+        batch.share_files(*two_folders, ["a"], table(), table(1), None, LATER, LINKED)
     with pytest.raises(ValueError, match="NUL"):
-        batch.share_files(*two_folders, ["a\0"], table(1), table(1), LATER, CLONED)
+        batch.share_files(*two_folders, ["a\0"], table(1), table(1), None, LATER, CLONED)
     with pytest.raises(ValueError, match="no such way"):
-        batch.share_files(*two_folders, ["a"], table(1), table(1), LATER, 3)
+        batch.share_files(*two_folders, ["a"], table(1), table(1), None, LATER, 4)
 
 
 @BOTH
@@ -473,7 +473,7 @@ def test_files_are_copied(batch: ModuleType, tmp_path: Path, two_folders: tuple[
     names = [*contents, "link", "d", "gone", "there"]
     before = os.umask(0o777)
     try:
-        failed = batch.share_files(*two_folders, names, table(*[0o640] * 7), table(*[5] * 7), LATER, COPIED)
+        failed = batch.share_files(*two_folders, names, table(*[0o640] * 7), table(*[5] * 7), None, LATER, COPIED)
     finally:
         os.umask(before)
     assert failed == [(3, errno.ELOOP), (4, _batch_py.CHANGED), (5, errno.ENOENT), (6, errno.EEXIST)]
@@ -486,8 +486,69 @@ def test_files_are_copied(batch: ModuleType, tmp_path: Path, two_folders: tuple[
     assert Path(tmp_path, "target/there").read_bytes() == b"old"
     since = os.stat(tmp_path / "source/small").st_ctime_ns
     changed = [(0, _batch_py.CHANGED)]
-    assert batch.share_files(*two_folders, ["small"], table(0o640), table(5), since, COPIED) == changed
+    assert batch.share_files(*two_folders, ["small"], table(0o640), table(5), None, since, COPIED) == changed
     assert not (tmp_path / "target/small").exists()
+
+
+@BOTH
+@pytest.mark.parametrize("how", [LINKED, GIVEN, COPIED])
+def test_only_what_was_looked_at_is_shared(
+    batch: ModuleType, tmp_path: Path, two_folders: tuple[int, int], how: int
+) -> None:
+    """Not what lies in its folder's place by then: equal in size, mode and time, and as old."""
+    for folder in ("source/here", "source/aside", "target/here"):
+        Path(tmp_path, folder).mkdir()
+    for folder, content in (("here", b"right"), ("aside", b"wrong")):
+        path = tmp_path / "source" / folder / "file"
+        path.write_bytes(content)
+        path.chmod(0o644)
+        os.utime(path, (1000, 1000))
+    rows = batch.stat_files(two_folders[0], ["here/file"])
+    read = table(*[1] * len(rows))
+    out = bytearray(5)
+    zeros, sizes, times = table(0), table(5), table(1000 * 10**9)
+    assert batch.read_files(two_folders[0], ["here/file"], sizes, times, zeros, zeros, sizes, out, read) == []
+    assert read == rows and out == b"right"
+    for turn in range(2):
+        failed = batch.share_files(*two_folders, ["here/file"], table(0o644), table(1000), rows, LATER, how)
+        assert failed == ([(0, _batch_py.CHANGED)] if turn else [])
+        target = tmp_path / "target/here/file"
+        assert target.exists() == (not turn)
+        if not turn:
+            assert target.read_bytes() == b"right"
+            target.unlink()
+            if how != COPIED:  # its ctime is another one by now
+                rows = batch.stat_files(two_folders[0], ["here/file"])
+            for one, two in (("here", "x"), ("aside", "here"), ("x", "aside")):
+                os.rename(tmp_path / "source" / one, tmp_path / "source" / two)
+    with pytest.raises(ValueError, match="different lengths"):
+        batch.share_files(*two_folders, ["a"], table(1), table(1), table(1), LATER, how)
+    with pytest.raises(ValueError, match="different lengths"):
+        batch.read_files(two_folders[0], ["a"], sizes, times, zeros, zeros, sizes, out, table(1))
+
+
+@BOTH
+def test_what_others_have_a_part_in_is_not_given_away(
+    batch: ModuleType, tmp_path: Path, two_folders: tuple[int, int]
+) -> None:
+    names = ["mine", "linked", "labelled", *(["theirs"] if os.getuid() == 0 else [])]
+    for name in names:
+        path = tmp_path / "source" / name
+        path.write_bytes(b"x")
+        path.chmod(0o644)
+        os.utime(path, (1000, 1000))
+    os.link(tmp_path / "source/linked", tmp_path / "backup")
+    try:
+        os.setxattr(tmp_path / "source/labelled", "user.note", b"mine")
+    except OSError:
+        os.link(tmp_path / "source/labelled", tmp_path / "another")  # no attributes here
+    if "theirs" in names:
+        os.chown(tmp_path / "source/theirs", 65534, 65534)
+    ones = (table(*[0o644] * len(names)), table(*[1000] * len(names)))
+    failed = batch.share_files(*two_folders, names, *ones, None, LATER, GIVEN)
+    assert [index for index, _ in failed] == list(range(1, len(names)))
+    assert sorted(os.listdir(tmp_path / "target")) == ["d", "mine"]
+    assert os.path.samefile(tmp_path / "source/mine", tmp_path / "target/mine")
 
 
 @BOTH
@@ -516,7 +577,7 @@ def test_what_cannot_be_cloned_leaves_nothing(batch: ModuleType, tmp_path: Path,
     Path(tmp_path, "source/file").write_bytes(b"content")
     os.symlink("file", tmp_path / "source/link")
     failed = dict(
-        batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), LATER, CLONED)
+        batch.share_files(*two_folders, ["file", "link", "d"], table(0o640, 1, 1), table(5, 5, 5), None, LATER, CLONED)
     )
     assert failed[1] == errno.ELOOP and failed[2] == _batch_py.CHANGED
     target = tmp_path / "target/file"

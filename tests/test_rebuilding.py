@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import fastpack
-from fastpack import errors, hostmemory, rebuilding
+from fastpack import errors, hostmemory, native, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
 from fastpack.installed import read_installed
@@ -288,8 +290,8 @@ def test_what_nobody_has_touched_is_linked_unread(
     asked: list[bool] = []
     untouched = SeenFrames.untouched
 
-    def spy(seen: SeenFrames, folder: int, index: int, frame: FrameFiles) -> bool:
-        asked.append(untouched(seen, folder, index, frame))
+    def spy(seen: SeenFrames, index: int, frame: FrameFiles, rows: array[int]) -> bool:
+        asked.append(untouched(seen, index, frame, rows))
         return asked[-1]
 
     monkeypatch.setattr(SeenFrames, "untouched", spy)
@@ -393,8 +395,9 @@ def test_whatever_is_done_to_a_file_shows(shipped: Shipped, touch: Callable[[Pat
     def untouched(path: str) -> bool:
         rows = layout[frames[path]]
         paths = [members[row.member].path for row in rows if members[row.member].kind == "file"]
-        assert not seen.untouched(folder, frames[path], FrameFiles(paths, rows[0].start + 1))
-        return seen.untouched(folder, frames[path], FrameFiles(paths, rows[0].start))
+        numbers = native.batch.stat_files(folder, paths)
+        assert not seen.untouched(frames[path], FrameFiles(paths, rows[0].start + 1), numbers)
+        return seen.untouched(frames[path], FrameFiles(paths, rows[0].start), numbers)
 
     try:
         for path in (f"{SITE}/steady.py", "share/large"):
@@ -439,19 +442,72 @@ def test_without_what_was_remembered_everything_is_read(
 
 
 @TOLD
-def test_a_large_file_that_changes_while_it_is_copied_is_found(
-    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["bytes", "mode", "a further name"])
+def test_a_large_file_that_changes_while_it_is_copied(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
+    """Its digest decides: what does not touch its bytes is no hindrance."""
     copy = rebuilding._Rebuilder._copy_part
+    begun: list[str] = []
 
     def and_change(self: rebuilding._Rebuilder, member: Member, segment: Segment, folder: int) -> None:
+        path = Path(shipped.base, member.path)
+        if what == "bytes" and segment.stop == member.n_bytes:
+            with path.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"?" if path.read_bytes()[-1:] != b"?" else b"!")
         copy(self, member, segment, folder)
-        Path(shipped.base, member.path).chmod(0o640)
+        if what == "mode":
+            path.chmod(0o640)
+        elif what == "a further name" and not begun:
+            os.link(path, tmp_path / "backup")
+        begun.append(member.path)
 
     monkeypatch.setattr(rebuilding._Rebuilder, "_copy_part", and_change)
-    with pytest.raises(errors.WrongBase, match="changed"):
-        fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base)
-    assert not (tmp_path / "target").exists()
+    target = str(tmp_path / "target")
+    if what == "bytes":
+        with pytest.raises(errors.WrongBase, match="changed"):
+            fastpack.unpack(shipped.delta, target, base=shipped.base)
+        assert not os.path.lexists(target)
+    else:
+        fastpack.unpack(shipped.delta, target, base=shipped.base)
+        assert not fastpack.verify(target).problems
+    assert begun
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_folder_that_lies_elsewhere_is_not_given_away(shipped: Shipped, tmp_path: Path, keep: int) -> None:
+    """Behind a link others may have the files; and in place of the environment the link is not ours to remove."""
+    outside = tmp_path / "outside"
+    os.rename(Path(shipped.base, "share/app"), outside)
+    os.symlink(outside, Path(shipped.base, "share/app"))
+    time.sleep(1.1)
+    target = str(tmp_path / "target")
+    report = fastpack.unpack(shipped.delta, target, base=shipped.base, hardlink=True)
+    assert report.n_shared_files == 0 and not fastpack.verify(target).problems
+    assert all(path.lstat().st_nlink == 1 for path in outside.iterdir())
+    with pytest.raises(errors.AlreadyExists, match="share/app"):
+        fastpack.unpack(shipped.delta, shipped.base, in_place=True, keep=keep)
+    assert (outside / "plain.txt").exists() and Path(shipped.base, "share/app").is_symlink()
+
+
+def test_a_file_of_the_base_that_may_not_be_read(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not changed, and that is not said."""
+    path = f"{SITE}/steady.py"
+    os.utime(os.path.join(shipped.base, path))  # so it is read by itself
+    opened = os.open
+
+    def deny(name: str, *arguments: Any, **options: Any) -> int:
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", deny)
+    with pytest.raises(errors.Unreadable, match="cannot be read .Permission denied") as caught:
+        fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base, on_modified="replace")
+    assert caught.value.path == os.path.join(shipped.base, path) and not (tmp_path / "target").exists()
 
 
 def update(made: str, tmp_path: Path, change: Callable[[], object]) -> tuple[str, str]:
