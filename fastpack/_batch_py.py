@@ -19,7 +19,7 @@ from typing import NamedTuple
 Names = list[str] | list[bytes] | list[str | bytes]
 
 #: Linux's request to share a file's blocks (linux/fs.h).
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 
 #: What `share_files` does.
 CLONED, LINKED, COPIED, GIVEN = 0, 1, 2, 3
@@ -232,7 +232,7 @@ def _double_one(
         clone = os.open(name, flags, 0o600, dir_fd=target)
         try:
             if cloned:
-                fcntl.ioctl(clone, _FICLONE, file)
+                fcntl.ioctl(clone, FICLONE, file)
             while not cloned and (data := os.read(file, 1 << 18)):
                 while data:
                     data = data[os.write(clone, data) :]

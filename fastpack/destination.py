@@ -70,9 +70,7 @@ class Destination:
         self.root = ""
         _remove_debris(path)
         self._mode = self._choose_mode(force)
-        existing = path
-        while not os.path.isdir(existing):
-            existing = os.path.dirname(existing)
+        existing = fs.existing_parent(path)
         if n_bytes > (free := fs.free_bytes(existing)):
             raise NoSpace(
                 "not enough space at the destination", path=existing, expected=f"{n_bytes} bytes", found=f"{free} bytes"

@@ -336,6 +336,13 @@ def exchange(first: str, second: str) -> None:
         raise OSError(code, os.strerror(code), first)
 
 
+def existing_parent(path: str) -> str:
+    """A directory that is there: a path, or the nearest one above it."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def free_bytes(folder: str) -> int:
     """Bytes that may still be written to the file system a directory lies on."""
     info = os.statvfs(folder)

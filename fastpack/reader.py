@@ -114,6 +114,15 @@ class FrameReader:
     def check_unchanged(self, member: Member, folder: int) -> None:
         """Whether a file that lies in several frames, and was shared or trusted, is right: it may have changed."""
 
+    def bytes_on_disk(self, parent: str) -> int:
+        """What the environment's files will take of a file system, in blocks of 4 KiB.
+
+        Parameters
+        ----------
+        parent : a directory of that file system.
+        """
+        return 4096 * (sum(-(-n_bytes // 4096) for n_bytes in self.rows.sizes) + len(self.rows))
+
     def shared_bytes(self) -> int:
         """Bytes of the files that share theirs with another environment."""
         if not self.shared:

@@ -9,6 +9,7 @@ unpacked (`SeenFrames`) are not read for that: their files are reflinked, linked
 from __future__ import annotations
 
 import errno
+import fcntl
 import filecmp
 import os
 import stat
@@ -20,14 +21,14 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from fastpack import digest, pagecache
-from fastpack._batch_py import CLONED, COPIED, GIVEN, LINKED, LISTED, numbers_of
+from fastpack._batch_py import CLONED, COPIED, FICLONE, GIVEN, LINKED, LISTED, numbers_of
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, FastpackError, IncompleteEnvironment, Unreadable, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
 from fastpack.layout import Segment
-from fastpack.manifest import Manifest, files_and_links_beside
+from fastpack.manifest import MANIFEST, Manifest, files_and_links_beside
 from fastpack.model import Kind
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.parallel import Scratch
@@ -304,6 +305,35 @@ class _Rebuilder(FrameReader):
             self._seen, self._links, self._reflink = None, Links.NONE, False
         if self._links is Links.ALONE and _has_default_acl(folder):
             self._links = Links.NONE
+
+    def bytes_on_disk(self, parent: str) -> int:
+        if not self._can_share(parent):
+            return super().bytes_on_disk(parent)
+        made = [member for index in self._offsets for member in range(*self.layout.members(index))]
+        made += [member for member, path in enumerate(self.rows.paths) if path in self._files]
+        n_blocks = sum(-(-self.rows.sizes[member] // 4096) for member in set(made))
+        return 4096 * (n_blocks + len(self.rows) // 8)  # 512 bytes for an inode
+
+    def _can_share(self, parent: str) -> bool:
+        """Whether what did not change takes no room below a directory: links take none, nor reflinks.
+
+        One of these is tried, with a file that never has a name.
+        """
+        if self._links is not Links.NONE:
+            return os.stat(parent).st_dev == os.fstat(self._folder).st_dev
+        try:
+            source = os.open(MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+            try:
+                target = os.open(parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.ioctl(target, FICLONE, source)
+                finally:
+                    os.close(target)
+            finally:
+                os.close(source)
+        except (AttributeError, OSError):
+            return False
+        return True
 
     def trusts(self, member: Member) -> bool:
         return member.path in self._trusted

@@ -35,7 +35,7 @@ from fastpack.destination import Destination
 from fastpack.errors import DamagedArchive, HostileArchive, NotAnEnvironment, PrefixTooLong, UsageError
 from fastpack.extracting import extractor, finish_directories, make_links, write_manifest
 from fastpack.frames import open_descriptor, read_archive_id, read_manifest
-from fastpack.fs import alone_in, explain_os_error, leads_out
+from fastpack.fs import alone_in, existing_parent, explain_os_error, leads_out
 from fastpack.manifest import Manifest
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
@@ -289,10 +289,9 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
     members = manifest.members
     _check_lengths(job, members.paths)
     total = sum(members.sizes)
-    n_blocks = sum(-(-n_bytes // 4096) for n_bytes in members.sizes) + len(members)
     directories = {member.path for member in members.of_kind(Kind.DIRECTORY)}
     names = [path for path in members.paths if path not in directories]
-    with job.destination_for(names, n_blocks * 4096) as where:
+    with job.destination_for(names, reader.bytes_on_disk(existing_parent(job.destination))) as where:
         try:
             root = where.root
             # An archive placed for one prefix is written as it is, and moved to another one afterwards.

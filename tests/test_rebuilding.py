@@ -726,6 +726,16 @@ def test_reflinks(shipped: Shipped, tmp_path: Path, make: str) -> None:
         assert_alike(tree(target), tree(wanted))
         Path(target, "share/large").write_bytes(b"other")
         assert tree(base) == before
+        # Room for what is new is enough.
+        os.sync()
+        with open(mounted / "fill", "wb") as fill:
+            os.posix_fallocate(fill.fileno(), 0, max(1, shutil.disk_usage(mounted).free - (16 << 20)))
+        tight = str(mounted / "tight")
+        assert fastpack.unpack(shipped.delta, tight, base=base).written_bytes < 4 << 20
+        assert not fastpack.verify(tight).problems
+        with pytest.raises(errors.NoSpace):
+            fastpack.unpack(shipped.new, str(mounted / "no room"))
+        os.unlink(mounted / "fill")
         # On another file system there is nothing to be shared: copied.
         copied = str(tmp_path / "copied")
         assert fastpack.unpack(shipped.delta, copied, base=base, hardlink=True).n_shared_files == 0
