@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastpack._version import VERSION
-from fastpack.console import Console, interrupt, run, size
+from fastpack.console import Console, fail, interrupt, run, size
 from fastpack.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def cli() -> None:
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-_threads = click.option("--n-threads", "-j", type=int, default=0, metavar="N", help="Threads (default: all cores).")
+_threads = click.option(
+    "--n-threads", "-j", type=click.IntRange(min=-1), default=0, metavar="N", help="Threads (default: all cores)."
+)
 
 
 _pad = click.option(
@@ -260,7 +262,11 @@ def unpack(
 
     def work() -> UnpackReport:
         from fastpack import unpacking  # noqa: PLC0415
+        from fastpack.errors import UsageError  # noqa: PLC0415
 
+        asked = click.get_current_context().get_parameter_source("keep")
+        if asked is not click.core.ParameterSource.DEFAULT and not in_place:
+            raise UsageError("--keep is for environments that --in-place replaces", found=f"--keep {keep}")
         options = unpacking.Options(
             dest_prefix, force, n_threads, pad, strict, external_links, ignore_requirements, durable, if_changed,
             base, in_place, keep, hardlink, verify_content, on_modified,
@@ -707,9 +713,12 @@ def main() -> None:
         text = " ".join(sys.argv[2:])
         to_stdout = command == "pack" and re.search(r"(?:-o ?|--output[ =])-(?: |$)", text) is not None
         console = Console(command, False, "--json" in sys.argv, to_stdout)
-        if not console.as_json:
+        message = " ".join(failure.format_message().split())
+        if isinstance(failure, click.exceptions.NoArgsIsHelpError) and not console.as_json:
             failure.show()
-        error = {"class": "UsageError", "message": failure.format_message(), "path": None, "expected": None,
+        else:
+            fail(console, f"{message} (see --help)")
+        error = {"class": "UsageError", "message": message, "path": None, "expected": None,
                  "found": None, "hint": "see --help"}  # fmt: skip
         console.finish(failure.exit_code, None, (), error)
         sys.exit(failure.exit_code)

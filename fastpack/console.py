@@ -143,28 +143,28 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
     except FastpackError as failure:
         code, error = failure.exit_code, failure.as_dict()
         console.stop()
-        _fail(console, str(failure))
+        fail(console, str(failure))
     except KeyboardInterrupt as interrupt:
         code = 130
         notes = getattr(interrupt, "__notes__", [])
         error = {"class": "Interrupted", "message": "interrupted", "path": None, "expected": None, "found": None,
                  "hint": notes[0] if notes else None}  # fmt: skip
         console.stop()
-        _fail(console, "; ".join(["interrupted", *notes]))
+        fail(console, "; ".join(["interrupted", *notes]))
         interrupted = True
     except BrokenPipeError:
         code = 1
         error = {"class": "BrokenPipeError", "message": "the reader of the output went away", "path": None,
                  "expected": None, "found": None, "hint": None}  # fmt: skip
         console.stop()
-        _fail(console, "the reader of the output went away")
+        fail(console, "the reader of the output went away")
     except OSError as failure:  # of standard output: commands explain their own
         code = 1
         message = f"the system says: {failure.strerror}"
         error = {"class": type(failure).__name__, "message": message, "path": failure.filename, "expected": None,
                  "found": None, "hint": None}  # fmt: skip
         console.stop()
-        _fail(console, message)
+        fail(console, message)
     except Exception as failure:
         code = 1
         error = {"class": type(failure).__name__, "message": str(failure), "path": None, "expected": None,
@@ -182,9 +182,10 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
     sys.exit(code)
 
 
-def _fail(console: Console, text: str) -> None:
+def fail(console: Console, text: str) -> None:
+    """Say what went wrong, in one line; with ``--json`` the answer has it."""
     if not console.as_json:
-        print(printable(f"fastpack {console.command}: {text}"), file=sys.stderr)
+        print(printable(f"{f'fastpack {console.command}'.rstrip()}: {text}"), file=sys.stderr)
 
 
 def size(n_bytes: float) -> str:

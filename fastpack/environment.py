@@ -93,6 +93,8 @@ class Environment:
         ------
         EnvironmentNotFound, NotAnEnvironment, BadRecord, Unreadable, IncompleteEnvironment
         """
+        if not prefix:
+            raise EnvironmentNotFound("the environment's directory has no name", hint="give one with -p PREFIX")
         return _read(cls, os.path.abspath(prefix))
 
     @classmethod

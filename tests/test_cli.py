@@ -16,10 +16,24 @@ import pytest
 import fastpack as package
 from fastpack import errors
 from fastpack.cli import size
-from tests.conftest import Done, ordinary_user
+from tests.conftest import Done, ordinary_user, run_fastpack
 from tests.test_environment import write
 
 Run = Callable[..., Done]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pack", "--bad"], ["cache"], ["cache", "clean"], ["unpack"], ["frob"], ["pack", "-j", "-3"], ["pack", "-p", ""],
+        ["unpack", "x", "-p", "y", "--keep", "3"], ["unpack", "x", "-p", ""], ["pack", "--format"],
+    ],
+)  # fmt: skip
+def test_a_wrong_usage_is_one_line(arguments: list[str]) -> None:
+    done = run_fastpack(*arguments)
+    assert done.code != 0 and not done.out and len(done.err.splitlines()) == 1 and done.err.startswith("fastpack"), (
+        done.err
+    )
 
 
 def test_every_error_has_an_exit_code_of_its_own() -> None:
