@@ -430,8 +430,8 @@ cdef extern from *:
                     uint8_t *out, int64_t *row) noexcept nogil
     int fp_write_one(fp_place *place, const char *name, const uint8_t *data, int64_t length, int mode,
                      int64_t mtime) noexcept nogil
-    int fp_share_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime, const int64_t *row,
-                     int64_t since, int how, uint8_t *buffer, size_t room) noexcept nogil
+    int fp_share_one(fp_place *source, fp_place *target, const char *name, int mode, int64_t mtime,
+                     const int64_t *row, int64_t since, int how, uint8_t *buffer, size_t room) noexcept nogil
     int fp_stat(int folder, const char *name, int64_t *row) noexcept nogil
 
 cdef enum:

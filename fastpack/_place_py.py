@@ -39,6 +39,8 @@ SHEBANG_MAX = 127
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 #: The value of a relocation of which a prefix that does not fit its slot is no reason to refuse (row 6).
 OPTIONAL = "optional"
+#: The third value of a relocation of kind ``shebang``, see `first_line`.
+KEPT = "kept"
 _TEXTS = ("text", "percent", "json", "direct-url")
 _SHEBANG = re.compile(rb"^#![ ]*(/(?:\\ |[^ \n\r\t])*)(.*)$", re.DOTALL)
 _PYTHON_NAME = re.compile(rb"^python(?:\d+(?:\.\d+)?)?$")
@@ -203,7 +205,8 @@ def _has_its_value(item: Relocation) -> bool:
     if item.kind == "pip-record":
         return isinstance(value, str)
     if item.kind in ("shebang", "record"):
-        texts = isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        texts = texts and (len(value) == 2 or (item.kind == "shebang" and value[2:] == [KEPT]))
         if texts:
             value[0].encode("utf-8", "surrogateescape"), value[1].encode("utf-8", "surrogateescape")
         return texts and (item.kind == "shebang" or value[0] in ("sha256", "size"))
@@ -316,6 +319,19 @@ def placed_header(header: bytes, placeholder: bytes, prefix: bytes) -> bytes:
         if len(line) > SHEBANG_MAX:
             line = _shebang_to_env(line)
     return line + newline + rest.replace(placeholder, prefix)
+
+
+def first_line(item: Relocation, placeholder: bytes, prefix: bytes) -> bytes:
+    """What stands at a relocation of kind ``shebang`` at a prefix.
+
+    The two lines that rattler writes for some prefixes are a string, which takes the place of a script's docstring, and
+    no ``from __future__`` may follow both. A script that nobody but pip installed, so that none has to write it as
+    rattler does, has its archive form's header there (`KEPT`), which knows of the docstring.
+    """
+    true, archived = map(os.fsencode, item.value[:2])
+    placed = placed_header(true, placeholder, prefix)
+    kept = item.value[2:] and placed.startswith(b"#!/bin/sh\n") and not true.startswith(b"#!/bin/sh\n")
+    return archived if kept else placed
 
 
 def width_of(kind: str) -> int:
@@ -437,7 +453,7 @@ def place(
         if item.kind == "shebang":
             if old != os.fsencode(item.value[1]):
                 raise Mismatch("another first line than recorded")
-            new = placed_header(os.fsencode(item.value[0]), placeholder, prefix)
+            new = first_line(item, placeholder, prefix)
         elif item.kind in ("record", "pip-record"):
             field = _FIELD["pip-record" if item.kind == "pip-record" else item.value[0]]
             if not field.fullmatch(old):
@@ -481,7 +497,7 @@ def unplace(
     for item in items:
         offset = item.offset - start + shift
         if item.kind == "shebang":
-            found = placed_header(os.fsencode(item.value[0]), placeholder, prefix)
+            found = first_line(item, placeholder, prefix)
             new = os.fsencode(item.value[1])
         elif item.kind in ("record", "pip-record"):
             field = _FIELD["pip-record" if item.kind == "pip-record" else item.value[0]]
@@ -507,7 +523,7 @@ def placed_growth(items: Iterable[Relocation], placeholder: bytes, prefix: bytes
     growth = 0
     for item in items:
         if item.kind == "shebang":
-            growth += len(placed_header(os.fsencode(item.value[0]), placeholder, prefix)) - item.slot
+            growth += len(first_line(item, placeholder, prefix)) - item.slot
         elif not item.fixed and item.kind not in ("record", "pip-record"):
             growth += len(in_slot(item, prefix)) - item.slot
     return growth

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastpack._place_py import (
+    KEPT,
     WIDE,
     Kernels,
     Relocation,
     Stated,
+    first_line,
     in_slot,
-    placed_header,
     stated_field,
     strings_of,
 )
@@ -464,14 +465,26 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) 
     return None if options else b"#!/usr/bin/env " + name
 
 
-def with_header(form: ArchiveForm, header: Header, archive_header: bytes) -> ArchiveForm:
-    """A text's archive form whose header is replaced as a whole, by one relocation of kind ``shebang``."""
+def has_docstring(true: bytes, body: bytes) -> bool:
+    """Whether two lines in place of a Python script's first one would take its docstring's place, or break it."""
+    match = _SHEBANG.match(true)
+    name = match["path"].rpartition(b"/")[2] if match is not None else b""
+    return _PYTHON.match(name) is not None and _python_header_end(body) != b""
+
+
+def with_header(form: ArchiveForm, header: Header, archive_header: bytes, kept: bool = False) -> ArchiveForm:
+    """A text's archive form whose header is replaced as a whole, by one relocation of kind ``shebang``.
+
+    Parameters
+    ----------
+    kept : see `first_line`.
+    """
     edits = [edit for edit in form.edits if edit.offset >= header.length]
     inside = [edit for edit in form.edits if edit.offset < header.length]
     shift = len(archive_header) - header.length
     shift -= sum(len(edit.new) - edit.length for edit in inside)
     relocations = [item._replace(offset=item.offset + shift) for item in form.relocations[len(inside) :]]
-    value = [os.fsdecode(header.true), os.fsdecode(archive_header)]
+    value = [os.fsdecode(header.true), os.fsdecode(archive_header), *([KEPT] if kept else [])]
     return ArchiveForm(
         (Edit(0, header.length, archive_header), *edits),
         (Relocation(0, "shebang", len(archive_header), value), *relocations),
@@ -526,7 +539,7 @@ def placing_edits(
         return tuple(edits)
     for item in items:
         if item.kind == "shebang":
-            new = placed_header(os.fsencode(item.value[0]), placeholder, prefix)
+            new = first_line(item, placeholder, prefix)
         elif item.kind in ("record", "pip-record"):
             known = stated.get(item.value if item.kind == "pip-record" else item.value[1])
             if known is None:
@@ -559,7 +572,7 @@ def _unplacings(items: Sequence[Relocation], placeholder: bytes, prefix: bytes) 
     shift = 0
     for item in items:
         if item.kind == "shebang":
-            found, new = placed_header(os.fsencode(item.value[0]), placeholder, prefix), os.fsencode(item.value[1])
+            found, new = first_line(item, placeholder, prefix), os.fsencode(item.value[1])
         else:
             found, new = in_slot(item, prefix), in_slot(item, placeholder)
         yield item.offset + shift, found, new

@@ -22,6 +22,7 @@ from fastpack.relocation import (
     Prefixes,
     apply_edits,
     big_hits,
+    has_docstring,
     relocatable_header,
     scan_unmanaged_text,
     script_header,
@@ -109,7 +110,8 @@ def _text_form(
         archive_header = relocatable_header(header.true, PLACEHOLDER, path, body)
         if archive_header is None:
             why = "its first line needs bin/conda-unpack before it starts"
-        form = with_header(form, header, archive_header or header.true)
+        kept = archive_header is not None and has_docstring(header.true, body)
+        form = with_header(form, header, archive_header or header.true, kept)
     return Found(form, why=why)
 
 

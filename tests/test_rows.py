@@ -1130,3 +1130,33 @@ def test_row_16_a_record_with_absolute_and_quoted_fields(tmp_path: Path) -> None
     assert os.fsencode(target) in read(target, f"{SITE}/one.txt") and prefix not in placed
     assert list(rows) == ["one.txt", "x.py", "two.txt", "odd-1.0.dist-info/RECORD"]
     assert all(rows[name] == stated(read(target, f"{SITE}/{name}")) for name in files)
+
+
+def test_row_12_docstrings_of_pips_scripts_survive_everywhere(tmp_path: Path) -> None:
+    """Two lines as rattler writes them would take their place; the last has nothing that they could hurt."""
+    prefix = unmanaged(tmp_path)
+    os.makedirs(os.path.join(prefix, "bin"))
+    os.symlink(sys.executable, os.path.join(prefix, "bin/python"))
+    bodies = {
+        "doc": '"""Usage: doc"""\nprint(__doc__)\n',
+        "future": '"""Usage: future"""\nfrom __future__ import annotations\nprint(__doc__)\n',
+        "none": "print('Usage: none')\n",
+    }
+    for name, body in bodies.items():
+        write(prefix, f"bin/{name}", f"#!{prefix}/bin/python\n{body}", 0o755)
+    archive = str(tmp_path / "a.tar.zst")
+    fastpack.pack(prefix=prefix, output=archive, external_links="keep")
+    for folder in ("with space", "n" * 130, "plain"):
+        target = str(tmp_path / folder)
+        fastpack.unpack(archive, target, external_links="keep")
+        path = {**os.environ, "PATH": f"{target}/bin:{os.environ['PATH']}"}  # as if activated
+        for name in bodies:
+            done = subprocess.run([f"{target}/bin/{name}"], capture_output=True, text=True, env=path)
+            assert (done.stdout, done.stderr) == (f"Usage: {name}\n", ""), (folder, name)
+        assert read(target, "bin/none").startswith(b"#!/bin/sh\n") == (folder != "plain")
+        assert not fastpack.verify(target).problems
+        again = fastpack.pack(prefix=target, output=str(tmp_path / "again.tar.zst"), external_links="keep", force=True)
+        assert again.n_relocated_files == 3
+        shutil.move(target, target + "2")
+        fastpack.relocate(target + "2")
+        assert subprocess.run([f"{target}2/bin/doc"], capture_output=True, text=True).stdout == "Usage: doc\n"

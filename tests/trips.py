@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import fastpack
-from fastpack._place_py import RelocatedFile, in_slot, placed_header, read_relocations
+from fastpack._place_py import RelocatedFile, first_line, in_slot, read_relocations
 from fastpack.reader import open_archive
 from tests.oracles.trees import snapshot
 from tests.test_conda_unpack import conda_unpack, extract, tree
@@ -91,7 +91,7 @@ def explained(archive: str, target: str) -> None:
             if item.kind in ("record", "pip-record"):
                 old, new = item.slot, _field_length(placed, item.offset + shift, item.kind)
             elif item.kind == "shebang":
-                new_header = placed_header(os.fsencode(item.value[0]), file.placeholder, prefix)
+                new_header = first_line(item, file.placeholder, prefix)
                 old, new = item.slot, len(new_header)
                 assert placed.startswith(new_header)
             else:
