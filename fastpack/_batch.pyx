@@ -351,8 +351,8 @@ cdef extern from *:
     }
 
     /* 0 if nobody but its one name has a part in a file, and its owner, group and attributes are what a new one would
-       have; an errno; or -1. `owner` is what the system says of the directory that a new one would lie below. A label of
-       SELinux follows from the place, as a new one's would. */
+       have; an errno; or -1. `owner` is what the system says of the directory that a new one would lie below. A label
+       of SELinux follows from the place, as a new one's would. */
     static int fp_is_shared(int folder, const char *name, const struct stat *info, const struct stat *owner) {
         int status = 0;
     #if defined(__linux__)
