@@ -573,3 +573,42 @@ def test_links_beside_a_file_of_several_slices(tmp_path: Path, n_links: int, n_b
     assert fastpack.verify(out).problems == ()
     fastpack.unpack(out, str(tmp_path / "u"))
     assert Path(tmp_path, "u/lib/libx.so.1").read_bytes() == Path(prefix, "lib/libx.so.1").read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_lies_in_a_frame_the_reader_gets_it(tmp_path: Path, seed: int) -> None:
+    """Files around every limit (slices, frames, links to equal ones), symbolic links and directories, in any mixture."""
+    rng = random.Random(seed)
+    mib = 1 << 20
+    sizes = [0, 1, 511, 512, 4096, 4097, mib - 1, mib, mib + 1, 2 * mib, 3 * mib + 5, 8 * mib, 9 * mib + 1]
+    prefix = str(tmp_path / "env")
+    write(prefix, "conda-meta/history", b"")
+    contents = [rng.randbytes(rng.choice(sizes)) for _ in range(6)]
+    names: list[str] = []
+    few = seed % 2 == 0  # in one frame or two
+    folders = ["lib"] if few else ["lib", "share", "share/deep", SITE]
+    for k in range(rng.randrange(1, 8 if few else 30)):
+        name = f"{rng.choice(folders)}/{k}"
+        if names and rng.random() < 0.4:
+            os.makedirs(os.path.join(prefix, os.path.dirname(name)), exist_ok=True)
+            target = os.path.join(prefix, rng.choice(names))
+            os.symlink(os.path.relpath(target, os.path.dirname(os.path.join(prefix, name))), os.path.join(prefix, name))
+        elif rng.random() < 0.1:
+            os.makedirs(os.path.join(prefix, name))
+        else:
+            large = rng.random() < 0.3
+            write(prefix, name, rng.choice(contents) if large else rng.randbytes(rng.choice(sizes[:6])))
+        names.append(name)
+    wanted = snapshot(prefix, mtimes=False)
+    suffix = ("tar.zst", "tar.gz", "tar")[seed % 3]
+    out = str(tmp_path / f"a.{suffix}")
+    fastpack.pack(prefix=prefix, output=out)
+    assert fastpack.verify(out, deep=True).problems == ()
+    target = str(tmp_path / "target")
+    fastpack.unpack(out, target)
+    found = snapshot(target, mtimes=False)
+    assert {path: found.get(path) for path in wanted if path != "conda-meta/history"} == {
+        path: row for path, row in wanted.items() if path != "conda-meta/history"
+    }
+    fastpack.pack(prefix=prefix, output=str(tmp_path / f"b.{suffix}"), base=None if suffix == "tar" else out)
+    assert Path(out).read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
