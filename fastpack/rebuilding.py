@@ -9,68 +9,30 @@ unpacked (`SeenFrames`) are not read for that: their files are reflinked, linked
 from __future__ import annotations
 
 import errno
-import fcntl
 import filecmp
 import os
 import stat
-import time
 from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum, auto
-from typing import NamedTuple
 
 from fastpack import digest, pagecache
-from fastpack._batch_py import CLONED, COPIED, FICLONE, GIVEN, LINKED, LISTED, numbers_of
+from fastpack._batch_py import LISTED, numbers_of
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, FastpackError, IncompleteEnvironment, Unreadable, UsageError, WrongBase
 from fastpack.installed import Installed, read_installed
 from fastpack.layout import Segment
-from fastpack.manifest import MANIFEST, Manifest, files_and_links_beside
+from fastpack.manifest import Manifest, files_and_links_beside
 from fastpack.model import Kind
-from fastpack.native import CANNOT_SHARE, batch
+from fastpack.native import batch
 from fastpack.parallel import Scratch
-from fastpack.reader import AT_ONCE, Content, FrameReader
+from fastpack.reader import Content, FrameReader
 from fastpack.relocation import ArchiveForm, Edited, PRead, unplacing_edits
 from fastpack.rows import Member
+from fastpack.sharing import Links, Seen, Sharer
 from fastpack.stat_table import SeenFrames
-
-
-class Links(Enum):
-    """Which files of the base that did not change get a further name in the new environment."""
-
-    NONE = auto()
-    ALONE = auto()  # those without another name: nobody but the base, which is about to go, has them
-    ALL = auto()
-
-
-class _Seen(NamedTuple):
-    """Members, and what the system said of each one's file when it was looked at (`LISTED`), one behind the other."""
-
-    members: Sequence[int]
-    rows: array[int]
-
-    def but(self, others: Container[int]) -> _Seen:
-        """Without some of them."""
-        kept = [k for k, member in enumerate(self.members) if member not in others]
-        if len(kept) == len(self.members):
-            return self
-        rows = array("q")
-        for k in kept:
-            rows += self.row(k)
-        return _Seen([self.members[k] for k in kept], rows)
-
-    def row(self, k: int) -> array[int]:
-        """What was said of one file."""
-        return self.rows[len(LISTED) * k : len(LISTED) * (k + 1)]
-
-    def pieces(self) -> Iterator[_Seen]:
-        """So many at a time that an interrupt does not wait long."""
-        for start in range(0, len(self.members), AT_ONCE):
-            stop = start + AT_ONCE
-            yield _Seen(self.members[start:stop], self.rows[len(LISTED) * start : len(LISTED) * stop])
 
 
 @contextmanager
@@ -146,17 +108,14 @@ class _Rebuilder(FrameReader):
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
         self._files = {file.path: file for file in files}
         self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
-        self._links = links
-        self._reflink = True  # until the file system says that it has none
-        # A second for the coarseness of the file system's clock.
-        self._since = time.time_ns() - 1_000_000_000
+        self._sharer = Sharer(self, folder, links)
         self._scratch = Scratch()
         self._writer = pagecache.Writer()
         self._seen = seen
         self._old: dict[bytes, list[int]] = {}
         for index, frame in enumerate(installed.manifest.frames):
             self._old.setdefault(frame.digest, []).append(index)
-        self._read: dict[int, _Seen] = {}  # what was said of a frame's files when they were read
+        self._read: dict[int, Seen] = {}  # what was said of a frame's files when they were read
         # Of files in several frames: what was said of each at first, those that nobody has touched, and those of which
         # something else was said while they were read or copied.
         self._large: dict[str, array[int]] = {}
@@ -188,15 +147,12 @@ class _Rebuilder(FrameReader):
         if found is None:
             return None
         files, paths = rows.files_in(first, last), rows.paths
-        left = [member for member in files if paths[member] in self._files or paths[member] in relocated]
-        seen = _Seen(files, found).but(set(left))
-        self._share_all(seen, folder, relocated)
-        self._share(self._missing(seen), folder, COPIED)
-        return None if self._missing(seen).members else left
-
-    def _missing(self, seen: _Seen) -> _Seen:
-        """Those that are not where they belong yet."""
-        return seen.but({member for member in seen.members if self.rows.paths[member] in self.there})
+        seen = Seen(files, found)
+        left = self._placed(seen, relocated)
+        seen = seen.but(left)
+        self._sharer.share(seen, folder)
+        self._sharer.copy(seen, folder)
+        return sorted(left) if all(paths[member] in self.there for member in seen.members) else None
 
     def whole(self, member: Member) -> memoryview:
         data = memoryview(bytearray(member.n_bytes))
@@ -267,10 +223,18 @@ class _Rebuilder(FrameReader):
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         seen = self._read.pop(index, None)
         if seen is not None:
-            self._share_all(seen.but(self.layout.parts.get(index, {})), folder, relocated)
+            in_parts = self.layout.parts.get(index, {}).keys()
+            self._sharer.share(seen.but(in_parts | self._placed(seen, relocated)), folder)
+
+    def _placed(self, seen: Seen, relocated: Container[str]) -> set[int]:
+        """Those that are not the same at another prefix, here or there."""
+        paths = self.rows.paths
+        return {member for member in seen.members if paths[member] in relocated or paths[member] in self._files}
 
     def share_large(self, folder: int, relocated: Container[str]) -> None:
-        self._look_around(folder)
+        folders = [member.path for member in self.rows.of_kind(Kind.DIRECTORY)]
+        if not self._sharer.look_around(folders, folder):
+            self._seen = None
         # Several threads write a file's parts: it is known before the first of them whether it is shared.
         paths = self.rows.paths
         parts: dict[int, list[int]] = {}
@@ -279,7 +243,7 @@ class _Rebuilder(FrameReader):
                 if part.stop - part.start < self.rows.sizes[member]:
                     parts.setdefault(member, []).append(index)
         here = [member for member, frames in parts.items() if self._offsets.keys().isdisjoint(frames)]
-        seen = _Seen(here, batch.stat_files(self._folder, [paths[member] for member in here]))
+        seen = Seen(here, batch.stat_files(self._folder, [paths[member] for member in here]))
         for k, member in enumerate(here):
             path = paths[member]
             self._large[path] = seen.row(k)
@@ -287,53 +251,20 @@ class _Rebuilder(FrameReader):
                 continue
             if all(self._untouched(frame) == seen.row(k) for frame in parts[member]):
                 self._trusted.add(path)
-        self._share_all(seen, folder, relocated)
+        self._sharer.share(seen.but(self._placed(seen, relocated)), folder)
         # Linking a file changes what is said of it.
         shared = [paths[member] for member in here if paths[member] in self.shared]
         for path, info in zip(shared, (os.lstat(path, dir_fd=folder) for path in shared), strict=True):
             if info.st_nlink > 1:
                 self._large[path] = array("q", numbers_of(info))
 
-    def _look_around(self, folder: int) -> None:
-        """Give nothing away where that would not be what it seems.
-
-        A folder of the base that is a link leads to files that others have, and what is right below the new
-        environment's default ACL has one itself.
-        """
-        folders = [member.path for member in self.rows.of_kind(Kind.DIRECTORY)]
-        if any(map(stat.S_ISLNK, batch.stat_files(self._folder, folders)[:: len(LISTED)])):
-            self._seen, self._links, self._reflink = None, Links.NONE, False
-        if self._links is Links.ALONE and _has_default_acl(folder):
-            self._links = Links.NONE
-
     def bytes_on_disk(self, parent: str) -> int:
-        if not self._can_share(parent):
+        if not self._sharer.takes_no_room(parent):
             return super().bytes_on_disk(parent)
         made = [member for index in self._offsets for member in range(*self.layout.members(index))]
         made += [member for member, path in enumerate(self.rows.paths) if path in self._files]
         n_blocks = sum(-(-self.rows.sizes[member] // 4096) for member in set(made))
         return 4096 * (n_blocks + len(self.rows) // 8)  # 512 bytes for an inode
-
-    def _can_share(self, parent: str) -> bool:
-        """Whether what did not change takes no room below a directory: links take none, nor reflinks.
-
-        One of these is tried, with a file that never has a name.
-        """
-        if self._links is not Links.NONE:
-            return os.stat(parent).st_dev == os.fstat(self._folder).st_dev
-        try:
-            source = os.open(MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
-            try:
-                target = os.open(parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-                try:
-                    fcntl.ioctl(target, FICLONE, source)
-                finally:
-                    os.close(target)
-            finally:
-                os.close(source)
-        except (AttributeError, OSError):
-            return False
-        return True
 
     def trusts(self, member: Member) -> bool:
         return member.path in self._trusted
@@ -346,34 +277,6 @@ class _Rebuilder(FrameReader):
         is_sure = path not in self._unsure and batch.stat_files(self._folder, [path]) == self._large[path]
         if not is_sure and self._is_changed(member, folder):
             raise _changed(self._root, member)
-
-    def _share_all(self, seen: _Seen, folder: int, relocated: Container[str]) -> None:
-        paths = self.rows.paths
-        seen = seen.but({k for k in seen.members if paths[k] in relocated or paths[k] in self._files})
-        if not self._reflink and self._links is Links.NONE:
-            return
-        seen = self._missing(seen)
-        if self._reflink and seen.members:
-            self._share(_Seen(seen.members[:1], seen.row(0)), folder, CLONED)  # enough to see that there are none
-            if self._reflink:
-                self._share(self._missing(seen), folder, CLONED)
-        if self._links is not Links.NONE:
-            self._share(self._missing(seen), folder, GIVEN if self._links is Links.ALONE else LINKED)
-
-    def _share(self, seen: _Seen, folder: int, how: int) -> None:
-        rows = self.rows
-        for members, numbers in seen.pieces():
-            if self.stopping:
-                raise InterruptedError
-            modes, mtimes = (array("q", [column[k] for k in members]) for column in (rows.modes, rows.mtimes))
-            names = [rows.paths[k] for k in members]
-            failed = dict(batch.share_files(self._folder, folder, names, modes, mtimes, numbers, self._since, how))
-            there = [name for k, name in enumerate(names) if k not in failed]
-            self.there.update(there)
-            if how != COPIED:
-                self.shared.update(there)
-            if how == CLONED and any(code in CANNOT_SHARE for code in failed.values()):
-                self._reflink = False
 
     def read(self, index: int) -> Content:
         try:
@@ -428,7 +331,7 @@ class _Rebuilder(FrameReader):
         self, index: int, found: Sequence[tuple[Member, Segment]], plain: memoryview
     ) -> list[tuple[Member, Segment]]:
         """Fill a frame with files that are as the archive has them; those that have not its size and time are left."""
-        seen = _Seen([segment.member for _, segment in found], array("q", bytes(8 * len(LISTED) * len(found))))
+        seen = Seen([segment.member for _, segment in found], array("q", bytes(8 * len(LISTED) * len(found))))
         failed = batch.read_files(
             self._folder,
             [member.path for member, _ in found],
@@ -482,14 +385,6 @@ class _Rebuilder(FrameReader):
             return _changed(self._root, member)
         path = os.path.join(self._root, member.path)
         return Unreadable(f"a file of the base cannot be read ({error.strerror})", path=path)
-
-
-def _has_default_acl(folder: int) -> bool:
-    """Whether a new file below a directory gets an access control list."""
-    try:
-        return "system.posix_acl_default" in os.listxattr(folder)
-    except (AttributeError, OSError):
-        return False
 
 
 #: Where a file was, there is something else, or nothing.

@@ -40,8 +40,9 @@ from fastpack.manifest import Manifest
 from fastpack.model import Kind, Progress, UnpackReport, Warned, silent
 from fastpack.parallel import default_threads, keep_memory
 from fastpack.reader import FrameReader, check_relocated, read_relocated
-from fastpack.rebuilding import Links, open_delta
+from fastpack.rebuilding import open_delta
 from fastpack.relocation import KERNELS
+from fastpack.sharing import Links
 from fastpack.stat_table import remember_frames
 from fastpack.stream import extract_stream
 from fastpack.targets import check_ascii, check_prefix, check_target
