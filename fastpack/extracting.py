@@ -130,7 +130,7 @@ class Extractor:
         left = self._reader.put(index, self._folder, self._not_as_archived)
         if left is not None:
             put = [_Part(part.member, part.start, part.stop - part.start, b"") for part in parts]
-            return _Written(index, self._write_left([rows[member] for member in left]), n_files, put, n_bytes)
+            return _Written(index, self._write_left(left), n_files, put, n_bytes)
         content = self._reader.read(index)
         self._reader.share(index, self._folder, self._not_as_archived)
         found = [
@@ -170,11 +170,10 @@ class Extractor:
         self._write(paths, content.plain, *tables)
         return placed
 
-    def _write_left(self, members: Sequence[Member]) -> dict[str, Stated]:
+    def _write_left(self, files: Sequence[tuple[Member, memoryview]]) -> dict[str, Stated]:
         """Write the files that were left where the others of a frame were put; what records state of those placed."""
         placed: dict[str, Stated] = {}
-        for member in members:
-            data = self._reader.whole(member)
+        for member, data in files:
             if member.path in self._relocated:
                 placed[member.path] = self._write_placed(member, data)
             else:

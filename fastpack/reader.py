@@ -83,7 +83,7 @@ class FrameReader:
         parts = self.layout.parts.get(index, {})
         return FrameFiles(paths, parts[first].start if first in parts else 0)
 
-    def put(self, index: int, folder: int, relocated: Container[str]) -> list[int] | None:
+    def put(self, index: int, folder: int, relocated: Container[str]) -> list[tuple[Member, memoryview]] | None:
         """Put the files of a frame where they belong without reading it, if that can be. Of an archive it cannot.
 
         Parameters
@@ -93,13 +93,9 @@ class FrameReader:
 
         Returns
         -------
-        The members that are left to be written, see `whole`; None if the frame must be read.
+        The files that are left to be written, and their bytes; None if the frame must be read.
         """
         return None
-
-    def whole(self, member: Member) -> memoryview:
-        """The bytes of a file that `put` left."""
-        raise NotImplementedError
 
     def share(self, index: int, folder: int, relocated: Container[str]) -> None:
         """Put whole files of a frame that was read where they belong, without copying them. An archive has none."""

@@ -131,7 +131,7 @@ class _Rebuilder(FrameReader):
         rows = batch.stat_files(self._folder, list(place.paths))
         return rows if any(self._seen.untouched(each, place, rows) for each in old) else None
 
-    def put(self, index: int, folder: int, relocated: Container[str]) -> list[int] | None:
+    def put(self, index: int, folder: int, relocated: Container[str]) -> list[tuple[Member, memoryview]] | None:
         rows = self.rows
         first, last = self.layout.members(index)
         parts = self.layout.parts.get(index, {}).values()
@@ -152,9 +152,12 @@ class _Rebuilder(FrameReader):
         seen = seen.but(left)
         self._sharer.share(seen, folder)
         self._sharer.copy(seen, folder)
-        return sorted(left) if all(paths[member] in self.there for member in seen.members) else None
+        if not all(paths[member] in self.there for member in seen.members):
+            return None
+        return [(rows[member], self._whole(rows[member])) for member in sorted(left)]
 
-    def whole(self, member: Member) -> memoryview:
+    def _whole(self, member: Member) -> memoryview:
+        """A small file in archive form, held against its digest."""
         data = memoryview(bytearray(member.n_bytes))
         self._fill(member, 0, data)
         if digest.file_digest(digest.slice_digests(data)) != member.digest:
