@@ -35,13 +35,16 @@ RELOCATIONS_FORMAT = 0
 
 #: The first line's longest length in bytes on Linux: what the kernel reads less the NUL (rattler's constant).
 SHEBANG_MAX = 127
-#: Wide characters (row 10), by Python's codec names.
+#: Wide characters, by Python's codec names. Kinds of relocation in them have that as their end; those of a package's
+#: file have what they are in narrow ones before it (``binary-utf-16-le``, ``slash-…``, ``text-…``).
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 #: The value of a relocation of which a prefix that does not fit its slot is no reason to refuse (row 6).
 OPTIONAL = "optional"
 #: The third value of a relocation of kind ``shebang``, see `first_line`.
 KEPT = "kept"
-_TEXTS = ("text", "percent", "json", "direct-url")
+_TEXTS = ("text", "percent", "json", "direct-url", *("text-" + codec for codec in WIDE))
+#: Kinds in a C string of a package's file.
+_STRINGS = ("binary", "slash", *(padding + codec for codec in WIDE for padding in ("binary-", "slash-")))
 _SHEBANG = re.compile(rb"^#![ ]*(/(?:\\ |[^ \n\r\t])*)(.*)$", re.DOTALL)
 _PYTHON_NAME = re.compile(rb"^python(?:\d+(?:\.\d+)?)?$")
 _FIELD = {
@@ -58,10 +61,11 @@ class Mismatch(ValueError):
 class Relocation(NamedTuple):
     """One place in a file's archive form that names the prefix.
 
-    `slot` is how many bytes of the archive form it replaces. `value` depends on the kind: for ``binary`` and ``slash``
-    the length of the C string that begins here, or None for a further hit in that string; for a ``slash`` or wide one
-    in an unmanaged binary, ``optional``; for ``shebang`` the true header and the header of the archive form; for
-    ``record`` the field's name and the file whose hash or size is stated; for ``pip-record`` that file.
+    `slot` is how many bytes of the archive form it replaces. `value` depends on the kind: for ``binary`` and ``slash``,
+    also in wide characters, the length in bytes of the C string that begins here, or None for a further hit in that
+    string; for a ``slash`` or wide one in an unmanaged binary, ``optional``; for ``shebang`` the true header and the
+    header of the archive form; for ``record`` the field's name and the file whose hash or size is stated; for
+    ``pip-record`` that file.
     """
 
     offset: int
@@ -70,14 +74,19 @@ class Relocation(NamedTuple):
     value: Any = None
 
     @property
+    def padded(self) -> bool:
+        """Whether it is in a C string that is padded with NULs (row 1)."""
+        return self.kind.startswith("binary")
+
+    @property
     def filled(self) -> bool:
         """Whether the prefix is filled up to the slot with slashes (rows 5, 6 and 10)."""
-        return self.kind == "slash" or (self.kind in WIDE and self.value == OPTIONAL)
+        return self.kind.startswith("slash") or (self.kind in WIDE and self.value == OPTIONAL)
 
     @property
     def fixed(self) -> bool:
         """Whether its file's length stays what it is."""
-        return self.kind == "binary" or self.filled
+        return self.padded or self.filled
 
 
 class Stated(NamedTuple):
@@ -125,11 +134,12 @@ def with_pad(file: RelocatedFile, rules: Sequence[str]) -> RelocatedFile:
         pattern, _, name = rule.rpartition("=")
         if not pattern or fnmatch.fnmatchcase(file.path, pattern):
             kind = {"conda": "binary", "slash": "slash"}[name]
-    if kind is None or not file.items or file.items[0].kind not in ("binary", "slash") or file.items[0].kind == kind:
+    now = file.items[0].kind.partition("-")[0] if file.items else None
+    if kind is None or now not in ("binary", "slash") or now == kind:
         return file
     if any(item.value == OPTIONAL for item in file.items):
         return file
-    return file._replace(items=tuple(item._replace(kind=kind) for item in file.items))
+    return file._replace(items=tuple(item._replace(kind=kind + item.kind[len(now) :]) for item in file.items))
 
 
 def check_pad(rules: Sequence[str]) -> Optional[str]:
@@ -197,7 +207,7 @@ def _is_size(value: Any) -> bool:
 def _has_its_value(item: Relocation) -> bool:
     """Whether a relocation's value is what its kind needs."""
     value = item.value
-    if item.kind in ("binary", "slash"):
+    if item.kind in _STRINGS:
         length = value is None or _is_size(value)
         return length or (item.kind == "slash" and value == OPTIONAL)
     if item.kind in WIDE:
@@ -264,8 +274,8 @@ def write_relocations(
 
 def longest_prefix(files: Iterable[RelocatedFile]) -> int | None:
     """The longest prefix in bytes that fits every slot that must be filled, or None if there is no limit."""
-    slots = [item.slot for file in files for item in file.items if item.fixed and item.value != OPTIONAL]
-    return min(slots) if slots else None
+    items = (item for file in files for item in file.items if item.fixed and item.value != OPTIONAL)
+    return min((item.slot // width_of(item.kind) for item in items), default=None)
 
 
 def ascii_only(files: Iterable[RelocatedFile]) -> Optional[str]:
@@ -334,9 +344,32 @@ def first_line(item: Relocation, placeholder: bytes, prefix: bytes) -> bytes:
     return archived if kept else placed
 
 
+def codec_of(kind: str) -> Optional[str]:
+    """The codec of a kind of relocation in wide characters; None of any other."""
+    return kind[-9:] if kind[-9:] in WIDE else None
+
+
 def width_of(kind: str) -> int:
     """Bytes of a character in a relocation of this kind."""
-    return {"utf-16": 2, "utf-32": 4}.get(kind[:6], 1)
+    return {"utf-16": 2, "utf-32": 4}.get(kind[-9:-3], 1)
+
+
+def spelled(kind: str, prefix: bytes) -> bytes:
+    """A prefix in the characters of a relocation of this kind.
+
+    Raises
+    ------
+    Mismatch : a prefix that wide characters cannot spell, or may not (row 10: beyond ASCII, in no package's file).
+    """
+    codec = codec_of(kind)
+    if codec is None:
+        return prefix
+    if kind in WIDE and not prefix.isascii():
+        raise Mismatch("a prefix beyond ASCII for wide characters")
+    try:
+        return prefix.decode("utf-8").encode(codec)
+    except UnicodeDecodeError:
+        raise Mismatch("a prefix that is not UTF-8, for wide characters") from None
 
 
 def in_slot(item: Relocation, prefix: bytes) -> bytes:
@@ -344,23 +377,20 @@ def in_slot(item: Relocation, prefix: bytes) -> bytes:
 
     Raises
     ------
-    Mismatch : it cannot: too long for its slot, or not ASCII.
+    Mismatch : it cannot: too long for its slot, or as `spelled` says.
     """
     if item.kind in ("percent", "direct-url"):
         return urllib.parse.quote(prefix).encode("ascii")
     if item.kind == "json":
         return os.fsencode(json.dumps(os.fsdecode(prefix), ensure_ascii=False)[1:-1])
-    if item.filled:
-        if len(prefix) * width_of(item.kind) > item.slot:
-            raise Mismatch("the prefix does not fit the slot at offset %d" % item.offset)
-        prefix = prefix.ljust(item.slot // width_of(item.kind), b"/")
-    if item.kind in WIDE:
-        if not prefix.isascii():
-            raise Mismatch("a prefix beyond ASCII for wide characters at offset %d" % item.offset)
-        return prefix.decode("ascii").encode(item.kind)
-    if item.kind not in ("text", "slash"):
+    if not item.filled and item.kind not in WIDE and not item.kind.startswith("text"):
         raise Mismatch("a relocation of the unknown kind %r" % item.kind)
-    return prefix
+    text = spelled(item.kind, prefix)
+    if item.filled:
+        if len(text) > item.slot:
+            raise Mismatch("the prefix does not fit the slot at offset %d" % item.offset)
+        text += spelled(item.kind, b"/") * ((item.slot - len(text)) // width_of(item.kind))
+    return text
 
 
 def stated_field(kind: str, value: Any, stated: Stated) -> bytes:
@@ -380,14 +410,16 @@ def stated_files(file: RelocatedFile) -> set[str]:
     return {_stated_path(item) for item in file.items if item.kind in ("record", "pip-record")}
 
 
-def strings_of(items: Sequence[Relocation], start: int = 0) -> list[tuple[int, int, list[int]]]:
-    """The C strings of a binary's relocations as the kernels take them, offsets counted from `start`."""
-    strings: list[tuple[int, int, list[int]]] = []
+def strings_of(items: Sequence[Relocation], start: int = 0) -> dict[str, list[tuple[int, int, list[int]]]]:
+    """The C strings of a binary's relocations by their kind, as the kernels take them, offsets counted from `start`."""
+    strings: dict[str, list[tuple[int, int, list[int]]]] = {}
+    kind = ""
     for item in items:
         if item.value is not None:
-            strings.append((item.offset - start, item.value, [item.offset - start]))
-        elif strings:
-            strings[-1][2].append(item.offset - start)
+            kind = item.kind
+            strings.setdefault(kind, []).append((item.offset - start, item.value, [item.offset - start]))
+        elif item.kind == kind:
+            strings[kind][-1][2].append(item.offset - start)
         else:
             raise Mismatch("a relocation that belongs to no string")
     return strings
@@ -405,8 +437,8 @@ def windows(items: Sequence[Relocation], n_bytes: int, step: int) -> Iterator[tu
         last = first
         while last < len(items) and items[last].offset < stop:
             item = items[last]
-            string = item.kind in ("binary", "slash") and isinstance(item.value, int)
-            reach = item.value + 1 if string else item.slot
+            string = item.kind in _STRINGS and isinstance(item.value, int)
+            reach = item.value + width_of(item.kind) if string else item.slot
             while item.offset + reach > stop:
                 stop += min(step, MIB)
             last += 1
@@ -440,10 +472,11 @@ def place(
     """
     if not items:
         return data
-    if items[0].kind == "binary":
-        bad = kernel(data, strings_of(items, start), placeholder, prefix)
-        if bad != -1:
-            raise Mismatch("no string with the placeholder at offset %d" % (bad + start))
+    if items[0].padded:
+        for kind, strings in strings_of(items, start).items():
+            bad = kernel(data, strings, spelled(kind, placeholder), spelled(kind, prefix), width_of(kind))
+            if bad != -1:
+                raise Mismatch("no string with the placeholder at offset %d" % (bad + start))
         return data
     parts: list[bytes] = []
     position = 0
@@ -487,10 +520,11 @@ def unplace(
     """
     if not items:
         return data
-    if items[0].kind == "binary":
-        bad = kernel(data, strings_of(items, start), placeholder, prefix)
-        if bad != -1:
-            raise Mismatch("no string with the prefix at offset %d" % (bad + start))
+    if items[0].padded:
+        for kind, strings in strings_of(items, start).items():
+            bad = kernel(data, strings, spelled(kind, placeholder), spelled(kind, prefix), width_of(kind))
+            if bad != -1:
+                raise Mismatch("no string with the prefix at offset %d" % (bad + start))
         return data
     parts: list[bytes] = []
     position = shift = 0

@@ -12,8 +12,8 @@ def scan_strings(
     buffer: Buffer, needles: Sequence[bytes], slot: int, final: bool
 ) -> tuple[list[tuple[int, int, int, list[tuple[int, int]]]], int]: ...
 def place_strings(
-    buffer: Buffer, strings: Sequence[tuple[int, int, Sequence[int]]], old: Buffer, new: Buffer
+    buffer: Buffer, strings: Sequence[tuple[int, int, Sequence[int]]], old: Buffer, new: Buffer, width: int = 1
 ) -> int: ...
 def restore_strings(
-    buffer: Buffer, strings: Sequence[tuple[int, int, Sequence[int]]], old: Buffer, new: Buffer
+    buffer: Buffer, strings: Sequence[tuple[int, int, Sequence[int]]], old: Buffer, new: Buffer, width: int = 1
 ) -> int: ...

@@ -5,7 +5,7 @@ Validation happens in the `def` functions with the GIL, the loops run without it
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
@@ -352,14 +352,27 @@ cdef bint lies_well(int64_t size, const String *string, const int64_t *hits, int
     return position <= string.offset + string.length
 
 
+cdef bint holds_nul(const uint8_t *data, int64_t length, int64_t width) noexcept nogil:
+    cdef int64_t at = 0
+    cdef uint32_t nul = 0
+    if width == 1:
+        return memchr(data, 0, <size_t>length) != NULL
+    while at + width <= length:
+        if memcmp(data + at, &nul, <size_t>width) == 0:
+            return True
+        at += width
+    return False
+
+
 cdef int64_t place_all(uint8_t *data, int64_t size, const String *strings, size_t count, const int64_t *hits,
-                       const uint8_t *old, int64_t n_old, const uint8_t *new, int64_t n_new) noexcept nogil:
+                       const uint8_t *old, int64_t n_old, const uint8_t *new, int64_t n_new,
+                       int64_t width) noexcept nogil:
     cdef size_t i, k
     cdef int64_t source, target, following
     for i in range(count):
         if not lies_well(size, &strings[i], hits, n_old):
             return strings[i].offset
-        if memchr(data + strings[i].offset, 0, <size_t>strings[i].length) != NULL:
+        if holds_nul(data + strings[i].offset, strings[i].length, width):
             return strings[i].offset
         for k in range(strings[i].first, strings[i].first + strings[i].count):
             if memcmp(data + hits[k], old, <size_t>n_old) != 0:
@@ -380,7 +393,8 @@ cdef int64_t place_all(uint8_t *data, int64_t size, const String *strings, size_
 
 
 cdef int64_t restore_all(uint8_t *data, int64_t size, const String *strings, size_t count, const int64_t *hits,
-                         const uint8_t *old, int64_t n_old, const uint8_t *new, int64_t n_new) noexcept nogil:
+                         const uint8_t *old, int64_t n_old, const uint8_t *new, int64_t n_new,
+                         int64_t width) noexcept nogil:
     cdef size_t i, k
     cdef int64_t gap = n_old - n_new
     cdef int64_t used, place, j, end, following
@@ -388,7 +402,7 @@ cdef int64_t restore_all(uint8_t *data, int64_t size, const String *strings, siz
         if not lies_well(size, &strings[i], hits, n_old):
             return strings[i].offset
         used = strings[i].length - gap * <int64_t>strings[i].count
-        if used < 0 or memchr(data + strings[i].offset, 0, <size_t>used) != NULL:
+        if used < 0 or holds_nul(data + strings[i].offset, used, width):
             return strings[i].offset
         for j in range(strings[i].offset + used, strings[i].offset + strings[i].length):
             if data[j] != 0:
@@ -412,7 +426,7 @@ cdef int64_t restore_all(uint8_t *data, int64_t size, const String *strings, siz
 
 
 cdef int64_t over_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, const uint8_t[::1] new,
-                          bint restore) except? -2:
+                          int64_t width, bint restore) except? -2:
     cdef size_t count = len(strings)
     cdef size_t n_hits = 0, i, filled = 0
     cdef String *table
@@ -426,6 +440,8 @@ cdef int64_t over_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, 
     cdef uint8_t nothing = 0
     if n_new > n_old:
         raise ValueError("the new prefix is longer than the slot")
+    if width not in (1, 2, 4):
+        raise ValueError(f"a character of {width} bytes")
     if count == 0:
         return -1
     for string in strings:
@@ -449,18 +465,18 @@ cdef int64_t over_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, 
         new_data = &new[0] if n_new else &nothing
         with nogil:
             if restore:
-                result = restore_all(data, size, table, count, hits, old_data, n_old, new_data, n_new)
+                result = restore_all(data, size, table, count, hits, old_data, n_old, new_data, n_new, width)
             else:
-                result = place_all(data, size, table, count, hits, old_data, n_old, new_data, n_new)
+                result = place_all(data, size, table, count, hits, old_data, n_old, new_data, n_new, width)
         return result
     finally:
         free(hits)
         free(table)
 
 
-def place_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, const uint8_t[::1] new):
-    return over_strings(buffer, strings, old, new, False)
+def place_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, const uint8_t[::1] new, int64_t width=1):
+    return over_strings(buffer, strings, old, new, width, False)
 
 
-def restore_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, const uint8_t[::1] new):
-    return over_strings(buffer, strings, old, new, True)
+def restore_strings(uint8_t[::1] buffer, strings, const uint8_t[::1] old, const uint8_t[::1] new, int64_t width=1):
+    return over_strings(buffer, strings, old, new, width, True)

@@ -186,7 +186,9 @@ def scan_strings(
     return strings, max(last, size - longest + 1, 0)
 
 
-def place_strings(buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]]], old: Any, new: Any) -> int:
+def place_strings(
+    buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]]], old: Any, new: Any, width: int = 1
+) -> int:
     """Replace, in place, `old` by `new` in C strings, and pad each with NULs to its old length.
 
     Parameters
@@ -194,20 +196,20 @@ def place_strings(buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]]]
     buffer : writable bytes-like; changed only if every string passes its check.
     strings : list of (offset, length, offsets of the hits in it): a string reaches from its first hit to its end.
     old, new : `new` must not be longer than `old`.
+    width : bytes of a character, 1, 2 or 4: a NUL is one that is 0.
 
     Returns
     -------
     -1, or the offset of the first string that does not lie in the buffer, holds a NUL, or has no `old` where a hit
     should be.
     """
-    if len(new) > len(old):
-        raise ValueError("the new prefix is longer than the slot")
+    _check(old, new, width)
     view = memoryview(buffer)
     for offset, length, hits in strings:
         if not _lies_well(len(view), offset, length, hits, len(old)):
             return offset
         region = bytes(view[offset : offset + length])
-        if b"\0" in region or any(region[h - offset : h - offset + len(old)] != old for h in hits):
+        if _holds_nul(region, width) or any(region[h - offset : h - offset + len(old)] != old for h in hits):
             return offset
     for offset, length, hits in strings:
         region = bytes(view[offset : offset + length])
@@ -220,15 +222,16 @@ def place_strings(buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]]]
     return -1
 
 
-def restore_strings(buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]]], old: Any, new: Any) -> int:
-    """Undo `place_strings`, in place: `strings`, `old` and `new` are the same as they were there.
+def restore_strings(
+    buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]]], old: Any, new: Any, width: int = 1
+) -> int:
+    """Undo `place_strings`, in place: all arguments are the same as they were there.
 
     Returns
     -------
     -1, or the offset of the first string that is not what `place_strings` leaves.
     """
-    if len(new) > len(old):
-        raise ValueError("the new prefix is longer than the slot")
+    _check(old, new, width)
     view = memoryview(buffer)
     gap = len(old) - len(new)
     restored = []
@@ -237,7 +240,7 @@ def restore_strings(buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]
             return offset
         region = bytes(view[offset : offset + length])
         used = length - gap * len(hits)
-        if region[used:].strip(b"\0") or b"\0" in region[:used]:
+        if used < 0 or region[used:].strip(b"\0") or _holds_nul(region[:used], width):
             return offset
         parts, position = [], 0
         for k, hit in enumerate(hits):
@@ -251,6 +254,21 @@ def restore_strings(buffer: Any, strings: Sequence[tuple[int, int, Sequence[int]
     for offset, length, region in restored:
         view[offset : offset + length] = region
     return -1
+
+
+def _check(old: Any, new: Any, width: int) -> None:
+    if len(new) > len(old):
+        raise ValueError("the new prefix is longer than the slot")
+    if width not in (1, 2, 4):
+        raise ValueError("a character of %d bytes" % width)
+
+
+def _holds_nul(text: bytes, width: int) -> bool:
+    nul = bytes(width)
+    at = text.find(nul)
+    while at >= 0 and at % width:
+        at = text.find(nul, at + 1)
+    return at >= 0
 
 
 def _lies_well(size: int, offset: int, length: int, hits: Sequence[int], slot: int) -> bool:

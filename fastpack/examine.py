@@ -48,6 +48,7 @@ from fastpack.relocation import (
     with_header,
 )
 from fastpack.unmanaged import unmanaged_form
+from fastpack.wide import both, wide_forms, with_wide_text
 
 #: Managed files without a placeholder are held against their sha256 up to this size, larger ones against their size.
 CHECKED_BY_DIGEST = 1 << 20
@@ -417,22 +418,8 @@ def _managed_with_placeholder(
     proven = False
     if binary:
         form, proven, why = _binary_normal_form(file, entry.sha256, facts.prefixes.plain, placeholder, pread)
-    elif data is not None:
-        variants = text_variants(data, facts.prefixes, placeholder)
-        form, header = first = next(variants)
-        while True:
-            if entry.sha256 is not None and digest.sha256(apply_edits(data, form.edits)) == entry.sha256:
-                proven = True
-                break
-            following = next(variants, None) if entry.sha256 is not None else None
-            if following is None:
-                form, header = first
-                break
-            form, header = following
     else:
-        hits = [(at + hit, index) for at, hit, index in big_hits(pread, file.n_bytes, facts.prefixes.plain)]
-        form = text_form(hits, facts.prefixes.plain, ["text"] * len(hits), placeholder)
-        proven = entry.sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == entry.sha256
+        form, header, proven = _text_normal_form(facts, file, entry.sha256, placeholder, pread, data)
     if not proven and not binary and entry.sha256 is not None and is_binary(pread, file.n_bytes):
         # A record may say text of a binary, which no installer took for one.
         as_binary, proven, _ = _binary_normal_form(file, entry.sha256, facts.prefixes.plain, placeholder, pread)
@@ -448,8 +435,6 @@ def _managed_with_placeholder(
             verdict = Verdict.STRUCTURAL
         else:
             return _examine_by_structure(facts, file, pread, data, Verdict.MODIFIED), False
-    if not proven and next(big_hits(pread, file.n_bytes, tuple(facts.prefixes.wide)), None) is not None:
-        why = "it names the prefix in UTF-16 or UTF-32, where a package's file is not changed"
     if header is not None:
         archive_header = None
         if file.mode & 0o111 and data is not None:
@@ -460,6 +445,30 @@ def _managed_with_placeholder(
                 why = "its first line needs bin/conda-unpack before it starts"
         form = with_header(form, header, archive_header or header.true)
     return _finish(file, form, pread, verdict, placeholder, why), proven
+
+
+def _text_normal_form(
+    facts: _Facts, file: DiskFile, sha256: str | None, placeholder: bytes, pread: PRead, data: bytes | None
+) -> tuple[ArchiveForm, Header | None, bool]:
+    """A managed text's (normal form, header, whether it is proven): rows 7 and 12."""
+    prefixes = facts.prefixes
+    variants: Iterable[tuple[ArchiveForm, Header | None]]
+    if data is not None:
+        variants = text_variants(data, prefixes, placeholder)
+    else:
+        hits = [(at + hit, index) for at, hit, index in big_hits(pread, file.n_bytes, prefixes.plain)]
+        variants = [(text_form(hits, prefixes.plain, ["text"] * len(hits), placeholder), None)]
+    variants = with_wide_text(variants, pread, file.n_bytes, prefixes.plain, placeholder)
+    form, header = first = next(variants)
+    while sha256 is not None:
+        found = digest.sha256(apply_edits(data, form.edits)) if data is not None else None
+        if (found or sha256_of(pread, file.n_bytes, form.edits)) == sha256:
+            return form, header, True
+        following = next(variants, None)
+        if following is None:
+            break
+        form, header = following
+    return *first, False
 
 
 def _binary_normal_form(
@@ -473,16 +482,27 @@ def _binary_normal_form(
     # conda leaves the placeholder where no NUL follows it in the file (row 2).
     needles = sorted({*needles, placeholder}, key=lambda needle: (-len(needle), needle))
     results: list[tuple[ArchiveForm, str]] = []
-    for kind, chosen_needles in (("binary", needles), ("slash", filled)):
-        strings = scan_binary(pread, file.n_bytes, chosen_needles, len(placeholder)) if chosen_needles else []
-        if not strings and results:
-            continue
-        for chosen in binary_variants(strings, chosen_needles, pread, file.n_bytes):
-            form, natural = restore_binary(chosen, chosen_needles, placeholder, kind)
-            if sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == sha256:
+
+    def is_proven(form: ArchiveForm) -> bool:
+        return sha256 is not None and sha256_of(pread, file.n_bytes, form.edits) == sha256
+
+    for kind, named in (("binary", needles), ("slash", filled)):
+        strings = scan_binary(pread, file.n_bytes, named, len(placeholder)) if named else []
+        wide: list[tuple[ArchiveForm, bool]] | None = None
+        for chosen in binary_variants(strings, named, pread, file.n_bytes):
+            form, natural = restore_binary(chosen, named, placeholder, kind)
+            if is_proven(form):
                 return form, True, ""
-            if chosen is strings:
-                results.append((form, "a string names the prefix without room for a longer one" if natural else ""))
+            if wide is None:  # hardly any file has these: they are looked for where something is left to be explained
+                wide = wide_forms(pread, file.n_bytes, needles, placeholder, kind)
+            more = [(found, whole) for wide_form, whole in wide if (found := both(form, wide_form)) is not None]
+            for found, _ in more:
+                if is_proven(found):
+                    return found, True, ""
+            if chosen is strings and (strings or wide or not results):
+                form, whole = more[0] if more else (form, not wide)
+                why = "a string names the prefix without room for a longer one" if natural or not whole else ""
+                results.append((form, why))
     # Nothing proves either: a prefix with just so many slashes behind it is no accident.
     form, why = results[-1]
     return form, False, why
@@ -495,8 +515,11 @@ def _examine_by_structure(
     if is_binary(pread, file.n_bytes):
         strings = scan_binary(pread, file.n_bytes, facts.prefixes.plain, len(PLACEHOLDER))
         form, natural = restore_binary(strings, facts.prefixes.plain, PLACEHOLDER)
-        if strings and not natural:
-            return _finish(file, form, pread, verdict, PLACEHOLDER)
+        wide = wide_forms(pread, file.n_bytes, facts.prefixes.plain, PLACEHOLDER, "binary")
+        forms = [both(form, wide_form) for wide_form, whole in wide if whole] if wide else [form]
+        found = next((one for one in forms if one is not None), None)
+        if (strings or wide) and not natural and found is not None:
+            return _finish(file, found, pread, verdict, PLACEHOLDER)
     return _examine_unmanaged(facts, file, pread, data, verdict)
 
 

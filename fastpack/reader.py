@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastpack import digest, pagecache
-from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations
+from fastpack._place_py import OPTIONAL, RELOCATIONS, RelocatedFile, read_relocations, width_of
 from fastpack.codec import Codec
 from fastpack.errors import DamagedArchive, UsageError
 from fastpack.frames import Locator, open_descriptor, read_manifest
@@ -297,15 +297,15 @@ def check_relocated(data: bytes, members: Rows, archive_form: bool) -> list[Relo
             )  # fmt: skip
         reach = 0
         for item in file.items:
-            length = item.value if item.kind in ("binary", "slash") and isinstance(item.value, int) else None
+            length = item.value if item.fixed and isinstance(item.value, int) else None
             if length is not None:
                 if item.offset < reach or item.offset + length > file.n_bytes:
                     raise DamagedArchive("a relocation reaches out of its file", path=file.path)
                 reach = item.offset + length
             elif item.fixed and item.value is None and item.offset + item.slot > reach:
                 raise DamagedArchive("a relocation reaches out of its string", path=file.path)
-            if item.fixed and item.value != OPTIONAL and item.slot != len(file.placeholder):
+            if item.fixed and item.value != OPTIONAL and item.slot != len(file.placeholder) * width_of(item.kind):
                 raise DamagedArchive("a relocation's slot is not its placeholder's length", path=file.path)
-        if len({(item.fixed, item.kind == "binary") for item in file.items}) > 1:
+        if len({(item.fixed, item.padded) for item in file.items}) > 1:
             raise DamagedArchive("relocations of text and of a binary in one file", path=file.path)
     return files

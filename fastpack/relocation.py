@@ -25,6 +25,7 @@ from fastpack._place_py import (
     Stated,
     first_line,
     in_slot,
+    spelled,
     stated_field,
     strings_of,
 )
@@ -96,9 +97,7 @@ class Prefixes:
         #: Those whose mention in any file means this environment.
         self.unique = tuple(path for path in self.plain if unique or is_unique(path))
         #: Wide characters (row 10) -> their encoding and the path.
-        self.wide = {
-            os.fsdecode(path).encode(codec, "surrogatepass"): (codec, path) for path in self.unique for codec in WIDE
-        }
+        self.wide = {in_codec(path, codec): (codec, path) for path in self.unique for codec in WIDE}
         #: What names the environment in a binary: plainly, or in wide characters; longest first.
         self.in_binaries = tuple(sorted((*self.unique, *self.wide), key=lambda path: (-len(path), path)))
         self._brought = dict(sorted((brought or {}).items(), key=lambda item: -len(item[0])))
@@ -126,6 +125,11 @@ class Prefixes:
             if path == outer or path.startswith(outer + b"/"):
                 return place + path[len(outer) :]
         return None
+
+
+def in_codec(path: bytes, codec: str) -> bytes:
+    """A path in wide characters."""
+    return os.fsdecode(path).encode(codec, "surrogatepass")
 
 
 def is_unique(path: bytes) -> bool:
@@ -325,9 +329,10 @@ def text_form(
     relocations: list[Relocation] = []
     shift = 0
     for (offset, index), kind in zip(hits, kinds, strict=True):
-        new = placeholder + inner[index] if inner else placeholder
+        slot = spelled(kind, placeholder)
+        new = slot + inner[index] if inner else slot
         edits.append(Edit(offset, len(needles[index]), new))
-        relocations.append(Relocation(offset + shift, kind, len(placeholder)))
+        relocations.append(Relocation(offset + shift, kind, len(slot)))
         shift += len(new) - len(needles[index])
     return ArchiveForm(tuple(edits), tuple(relocations))
 
@@ -532,11 +537,13 @@ def placing_edits(
 ) -> tuple[Edit, ...]:
     """What `place` does to a file's archive form, as edits: for placing a file of any size while it is packed."""
     edits: list[Edit] = []
-    if items and items[0].kind == "binary":
-        for offset, length, hits in strings_of(items):
-            edits += [Edit(hit, len(placeholder), prefix) for hit in hits]
-            edits.append(Edit(offset + length, 0, bytes((len(placeholder) - len(prefix)) * len(hits))))
-        return tuple(edits)
+    if items and items[0].padded:
+        for kind, strings in strings_of(items).items():
+            old, new = spelled(kind, placeholder), spelled(kind, prefix)
+            for offset, length, hits in strings:
+                edits += [Edit(hit, len(old), new) for hit in hits]
+                edits.append(Edit(offset + length, 0, bytes((len(old) - len(new)) * len(hits))))
+        return tuple(sorted(edits))
     for item in items:
         if item.kind == "shebang":
             new = first_line(item, placeholder, prefix)
@@ -563,11 +570,15 @@ def is_placed(pread: PRead, items: Sequence[Relocation], placeholder: bytes, pre
 
 def _unplacings(items: Sequence[Relocation], placeholder: bytes, prefix: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """(offset, what stands there in a file at a prefix, what the archive form has)."""
-    if items and items[0].kind == "binary":
-        gap = len(placeholder) - len(prefix)
-        for offset, length, hits in strings_of(items):
-            yield from ((hit - gap * k, prefix, placeholder) for k, hit in enumerate(hits))
-            yield offset + length - gap * len(hits), bytes(gap * len(hits)), b""
+    if items and items[0].padded:
+        rows: list[tuple[int, bytes, bytes]] = []
+        for kind, strings in strings_of(items).items():
+            old, new = spelled(kind, placeholder), spelled(kind, prefix)
+            gap = len(old) - len(new)
+            for offset, length, hits in strings:
+                rows += [(hit - gap * k, new, old) for k, hit in enumerate(hits)]
+                rows.append((offset + length - gap * len(hits), bytes(gap * len(hits)), b""))
+        yield from sorted(rows)
         return
     shift = 0
     for item in items:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fastpack._place_py import RelocatedFile, ascii_only, longest_prefix
+from fastpack._place_py import RelocatedFile, ascii_only, codec_of, longest_prefix
 from fastpack.errors import PrefixTooLong, Unrelocatable
 from fastpack.model import Warned
 
@@ -56,6 +56,12 @@ def check_target(prefix: str, relocated: Sequence[RelocatedFile], strict: bool) 
     raw = os.fsencode(prefix)
     check_prefix(prefix, longest_prefix(relocated))
     check_ascii(prefix, ascii_only(relocated))
+    wide = (file.path for file in relocated if any(codec_of(item.kind) for item in file.items))
+    if not _is_utf8(raw) and (path := next(wide, None)) is not None:
+        raise Unrelocatable(
+            "a file names the prefix in UTF-16 or UTF-32, which cannot spell this one", path=path, found=prefix,
+            hint="choose a path in UTF-8",
+        )  # fmt: skip
     warnings = []
     for file in relocated:
         if file.fits(raw):
@@ -65,3 +71,11 @@ def check_target(prefix: str, relocated: Sequence[RelocatedFile], strict: bool) 
             raise Unrelocatable(why, path=file.path, found=f"{len(raw)} bytes", hint="choose a shorter path")
         warnings.append(Warned("not-relocated", file.path, why))
     return warnings
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -78,7 +78,7 @@ def explained(archive: str, target: str) -> None:
             continue
         position = shift = 0
         for item in file.items:
-            string = item.kind in ("binary", "slash") and isinstance(item.value, int)
+            string = item.fixed and isinstance(item.value, int)
             if item.fixed:
                 # A string may shift in itself; it never leaves its place.
                 assert len(placed) == len(data)
