@@ -172,12 +172,17 @@ class _Runs(Generic[Item]):
         self._waiting = deque(sorted(map(deque, runs), key=len, reverse=True))
         self._begun: list[deque[Item]] = []
 
-    def take(self, mine: deque[Item] | None) -> tuple[deque[Item], Item] | None:
-        """The next item for a thread whose run is `mine`, and its run from now on; None: there is nothing left."""
+    def take(self, mine: deque[Item] | None, shortest: bool) -> tuple[deque[Item], Item] | None:
+        """The next item for a thread whose run is `mine`, and its run from now on; None: there is nothing left.
+
+        Parameters
+        ----------
+        shortest : of the runs that wait, not the longest one.
+        """
         with self._lock:
             if not mine:
                 if self._waiting:
-                    mine = self._waiting.popleft()
+                    mine = self._waiting.pop() if shortest else self._waiting.popleft()
                     self._begun.append(mine)
                 else:
                     mine = max(self._begun, key=len, default=deque())
@@ -198,15 +203,17 @@ def side_by_side(
     """Results as they come, for runs of items that stand in each other's way: the kernel lets one thread at a time
     write to a file, or make files in a directory.
 
-    Each thread goes through a run of its own, the longest first; when all are begun it helps with the one that has most
-    left. After an exception no further item is begun, and those begun have ended before it leaves; `stop` is called
-    then, so that they may end early.
+    Each thread goes through a run of its own; when all are begun it helps with the one that has most left. One half of
+    the threads begins with the longest runs, the other with the shortest: parts of large files wait for the disk, many
+    small files for the processor, and both at once take less time than one after the other. After an exception no
+    further item is begun, and those begun have ended before it leaves; `stop` is called then, so that they may end
+    early.
     """
     work = _Runs(runs)
     results: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
 
-    def go() -> None:
-        taken = work.take(None)
+    def go(shortest: bool) -> None:
+        taken = work.take(None, shortest)
         while taken is not None:
             mine, item = taken
             result: Future[Result] = Future()
@@ -216,13 +223,13 @@ def side_by_side(
                 work.stop()
                 result.set_exception(error)
             results.put(result)
-            taken = work.take(mine)
+            taken = work.take(mine, shortest)
         results.put(None)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fastpack") as executor:
         try:
-            for _ in range(threads):
-                executor.submit(go)
+            for k in range(threads):
+                executor.submit(go, k % 2 == 1)
             left = threads
             while left:
                 done = results.get()

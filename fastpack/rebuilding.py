@@ -171,11 +171,11 @@ class _Rebuilder(FrameReader):
         try:
             target = os.open(member.path, flags | os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
             try:
-                for start in range(segment.start, segment.stop, pagecache.LARGE):
-                    piece = self._scratch.view(min(pagecache.LARGE, segment.stop - start))
-                    if os.preadv(source, [piece], start) != len(piece):
-                        raise _changed(self._root, member)
-                    self._writer.write(target, piece, start)
+                piece = pagecache.Piece(source, segment.start, segment.stop - segment.start)
+                try:
+                    self._writer.move(target, piece, segment.start)
+                except pagecache.BecameShorter:
+                    raise _changed(self._root, member) from None
                 if numbers_of(os.fstat(source)) != self._large[member.path].tolist():
                     self._unsure.add(member.path)
             finally:

@@ -2,14 +2,184 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fastpack import pagecache
+from fastpack.pagecache import LARGE, Piece, Writer
+
+DATA = random.Random(3).randbytes(13 << 20)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Pages are taken to be fresh, so that whatever is large goes past the cache: (bytes, offset) of each write."""
+    written: list[tuple[int, int]] = []
+    pwrite = os.pwrite
+
+    def note(descriptor: int, data: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            written.append((len(data), offset))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", note)
+    monkeypatch.setattr(pagecache._Pages, "are_fresh", True)
+    monkeypatch.setattr(pagecache._Pages, "would_have_saved", lambda *arguments: None)
+    monkeypatch.setattr(pagecache, "_read_into", pagecache._Pages())
+    return written
+
+
+@contextmanager
+def on_disk(folder: Path) -> Iterator[int]:
+    """A file that is written and read, where direct writes are."""
+    path = folder / "direct"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        pytest.skip("no direct writes in this file system")
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def pieces(rng: random.Random) -> list[tuple[int, int]]:
+    """(start, stop) of the data, in order, of any size and alignment."""
+    sizes = [1, 511, 4095, 4096, 4097, LARGE - 1, LARGE, LARGE + 1, LARGE + 4095, 2 * LARGE, 5 * LARGE + 7]
+    cuts, end = [0], 0
+    while end < len(DATA):
+        end = min(len(DATA), end + rng.choice(sizes))
+        cuts.append(end)
+    return list(itertools.pairwise(cuts))
+
+
+@pytest.mark.parametrize("how", ["write", "copy", "move"])
+@pytest.mark.parametrize("seed", range(6))
+def test_direct_writes_put_the_same_bytes_in_their_places(
+    tmp_path: Path, fresh: list[tuple[int, int]], how: str, seed: int
+) -> None:
+    rng = random.Random(seed)
+    (tmp_path / "source").write_bytes(b"ab" + DATA)
+    rows, writer = pieces(rng), Writer()
+    if how != "write":
+        rng.shuffle(rows)  # parts of a large file come in any order
+    with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
+        for start, stop in rows:
+            if how == "write":
+                writer.write(target, memoryview(DATA)[start:stop], start)
+            else:
+                write = writer.copy if how == "copy" else writer.move
+                write(target, Piece(source.fileno(), start + 2, stop - start), start)
+            assert not fcntl.fcntl(target, fcntl.F_GETFL) & os.O_DIRECT
+        assert os.fstat(target).st_size == len(DATA)
+        assert os.pread(target, len(DATA) + 1, 0) == DATA
+    assert fresh and all(n_bytes % 4096 == 0 and offset % 4096 == 0 for n_bytes, offset in fresh)
+    large = sum(stop - start for start, stop in rows if stop - start >= 2 * LARGE)
+    assert sum(n_bytes for n_bytes, _ in fresh) >= large - 8192 * len(rows)
+
+
+def refused(error: int) -> Callable[..., int]:
+    pwrite = os.pwrite
+
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(error, "no")
+        return pwrite(descriptor, data, offset)
+
+    return write
+
+
+def short(descriptor: int, data: memoryview, offset: int, pwrite: Callable[..., int] = os.pwrite) -> int:
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+        data = data[:8192]
+    return pwrite(descriptor, data, offset)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("what", ["EINVAL", "EOPNOTSUPP", "short", "flag"])
+def test_where_there_are_no_direct_writes_the_cache_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "flag":
+        plain = fcntl.fcntl
+
+        def no_flag(descriptor: int, command: int, argument: int = 0) -> int:
+            if argument & os.O_DIRECT:
+                raise OSError(22, "no")
+            return plain(descriptor, command, argument)
+
+        monkeypatch.setattr(fcntl, "fcntl", no_flag)
+    else:
+        errors = {"EINVAL": 22, "EOPNOTSUPP": 95}
+        monkeypatch.setattr(os, "pwrite", refused(errors[what]) if what in errors else short)
+    path, writer = tmp_path / "file", Writer()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        for start in (5, 3 * LARGE):
+            writer.write(descriptor, memoryview(DATA)[start : start + 2 * LARGE], start)
+    finally:
+        os.close(descriptor)
+    assert path.read_bytes()[5 : 5 + 2 * LARGE] == DATA[5 : 5 + 2 * LARGE]
+    assert path.read_bytes()[3 * LARGE :] == DATA[3 * LARGE : 5 * LARGE]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_direct_write_that_finds_no_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", refused(28))
+    with on_disk(tmp_path) as target:
+        with pytest.raises(OSError, match="no") as caught:
+            Writer().write(target, DATA, 0)
+        assert caught.value.errno == 28 and not fcntl.fcntl(target, fcntl.F_GETFL) & os.O_DIRECT
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("how", ["copy", "move"])
+def test_a_source_that_became_shorter_is_told(tmp_path: Path, how: str) -> None:
+    (tmp_path / "source").write_bytes(DATA[: 3 * LARGE])
+    with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
+        write = getattr(Writer(), how)
+        with pytest.raises(pagecache.BecameShorter):
+            write(target, Piece(source.fileno(), LARGE, 3 * LARGE), 0)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_direct_reads_give_the_same_bytes(tmp_path: Path) -> None:
+    with on_disk(tmp_path) as descriptor:
+        os.write(descriptor, DATA)
+        os.fsync(descriptor)
+        direct = 0
+        for start, n_bytes in ((0, LARGE), (1, LARGE), (4095, 2 * LARGE + 1), (len(DATA) - LARGE - 5, 2 * LARGE),
+                               (len(DATA), LARGE), (LARGE, 10)):  # fmt: skip
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            found = pagecache._read_directly(descriptor, n_bytes, start)
+            assert found is not None and bytes(found) == DATA[start : start + n_bytes]
+            assert bytes(pagecache.read(descriptor, n_bytes, start)) == DATA[start : start + n_bytes]
+            direct += pagecache._read_into.cost_more_than_the_disk(n_bytes)
+        assert direct == 5
+
+
+def test_one_slow_piece_is_an_accident() -> None:
+    pages = pagecache._Pages()
+    pages.took(1.0, 4096)
+    pages.took(10 * pagecache.SLOW * LARGE, LARGE)
+    for _ in range(20):
+        pages.took(0.2 * pagecache.SLOW * LARGE, LARGE)
+    assert not pages.are_fresh
+    for _ in range(40):
+        pages.took(2 * pagecache.SLOW * LARGE, LARGE)
+    assert pages.are_fresh and pages.cost_more_than_the_disk(LARGE) and not pages.cost_more_than_the_disk(LARGE - 1)
+    pages.would_have_saved(3 * pagecache.SLOW * (pagecache.BEHIND // 2), pagecache.BEHIND // 2)
+    assert pages.cost_more_than_the_disk(LARGE)
+    pages.would_have_saved(100 * pagecache.SLOW * pagecache.BEHIND, pagecache.BEHIND)  # a slow disk
+    assert pages.are_fresh and not pages.cost_more_than_the_disk(LARGE)
 
 
 @pytest.mark.parametrize("slow", [0.0, 1e9])
