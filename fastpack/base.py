@@ -84,10 +84,6 @@ class Base:
             return None
         return pagecache.Piece(archive.descriptor, frame.offset, frame.packed_bytes, packed), frame.packed_digest
 
-    def may_be(self, n_frames: Mapping[Group, int]) -> bool:
-        """Whether the base may be an archive with so many frames in each group; where there is none, one may."""
-        return self._archive is None or n_frames == {group: len(frames) for group, frames in self.groups().items()}
-
     def groups(self) -> Groups:
         """The base's groups with their frames."""
         return {} if self._archive is None else self._archive.groups

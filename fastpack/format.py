@@ -23,8 +23,7 @@ from fastpack.rows import Member
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a format needs to know to write an archive. `output` is absolute, or ``-`` for standard output; `is_other`
-    where it cannot become the file that it replaces."""
+    """What a format needs to know to write an archive. `output` is absolute, or ``-`` for standard output."""
 
     plan: Plan
     output: str
@@ -33,7 +32,6 @@ class Job:
     threads: int
     zip_64: bool = True
     has_frames: bool = True
-    is_other: bool = False
 
 
 class Encoded(NamedTuple):
@@ -94,7 +92,7 @@ class Format(Protocol):
 
 
 @contextmanager
-def opened(output: str, force: bool, is_other: bool = False) -> Iterator[BinaryIO]:
+def opened(output: str, force: bool) -> Iterator[BinaryIO]:
     """A file that appears when it is whole, standard output, or the null device."""
     if output == os.devnull:
         with open(output, "wb") as nowhere:
@@ -113,7 +111,7 @@ def opened(output: str, force: bool, is_other: bool = False) -> Iterator[BinaryI
             except OSError:
                 pass  # what could not be written was said when it was flushed
         return
-    with new_file(output, force, is_other) as out:
+    with new_file(output, force) as out:
         yield out
 
 

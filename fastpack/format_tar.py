@@ -37,7 +37,7 @@ class Tar:
 
     @contextmanager
     def open(self, job: Job) -> Iterator[Writer]:
-        with opened(job.output, job.force, job.is_other) as out:
+        with opened(job.output, job.force) as out:
             yield TarWriter(out, self._frames, job.level, job.plan.arcroot)
 
 

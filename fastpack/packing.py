@@ -261,9 +261,7 @@ def _pack(
         examination, plan = _plan(env, options, format_, output, threads, progress)
         everything = options.verify_content or options.verify_source
         table = open_table(env.prefix, trusted=not everything and not (base.is_empty and cache is None))
-        # The base is what is replaced, if none was named.
-        is_other = options.base is None and not base.may_be(Counter(frame.group for frame in plan.frames))
-        job = Job(plan, output, options.force, level, threads, options.zip_64, format_.has_frames, is_other)
+        job = Job(plan, output, options.force, level, threads, options.zip_64, format_.has_frames)
         with (
             format_.open(job) as writer,
             builder(plan, writer.encode, examination.prefixes.plain, base, cache, table) as frames,

@@ -101,10 +101,18 @@ _Fill = Callable[[memoryview, int], None]
 
 
 class Writer:
-    """Writes pieces of large files, each file's in order; may be used by several threads."""
+    """Writes pieces of large files, each file's in order; may be used by several threads.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    pages_come_back : those of another file are given back meanwhile, so that none is fresh and the disk is not waited
+        for.
+    """
+
+    def __init__(self, pages_come_back: bool = False) -> None:
         self._pages = _Pages()
+        if pages_come_back:
+            self._pages.must_do()
         self._stage = _Stage()
 
     def write(self, descriptor: int, data: Buffer, offset: int) -> None:

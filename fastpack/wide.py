@@ -180,25 +180,27 @@ def with_wide_text(
 def _wide_text(form: ArchiveForm, hits: _Hits, placeholder: bytes) -> ArchiveForm:
     edits: list[Edit] = []
     relocations: list[Relocation] = []
-    others = list(form.edits)
+    others = iter(form.edits)
+    edit = next(others, None)
     shift = grown = position = 0  # of all edits, of those here, where the last one ended
-    places: list[tuple[int, int]] = []  # where `form` alone has a hit, and how many bytes longer it is
+    places, growths = [0], [0]  # from where on in `form` alone, and how many bytes it is longer there
     for hit in hits.all:
-        while others and others[0].offset < hit.offset:
-            edit = others.pop(0)
+        while edit is not None and edit.offset < hit.offset:
             shift += len(edit.new) - edit.length
             position = max(position, edit.offset + edit.length)
+            edit = next(others, None)
         if hit.offset < position:
             continue
         first = min(hits.readings(hit), key=lambda one: not one.is_aligned(shift))
         new = in_codec(placeholder, first.codec)
         edits.append(Edit(first.offset, first.n_bytes, new))
         relocations.append(Relocation(first.offset + shift, f"text-{first.codec}", len(new)))
-        places.append((first.offset + shift - grown, len(new) - first.n_bytes))
+        places.append(first.offset + shift - grown)
         shift += len(new) - first.n_bytes
         grown += len(new) - first.n_bytes
+        growths.append(grown)
         position = first.offset + first.n_bytes
     for item in form.relocations:
-        before = sum(growth for place, growth in places if place < item.offset)
+        before = growths[max(0, bisect.bisect_left(places, item.offset) - 1)]
         relocations.append(item._replace(offset=item.offset + before))
     return ArchiveForm(tuple(sorted((*form.edits, *edits))), tuple(sorted(relocations, key=lambda item: item.offset)))

@@ -10,14 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastpack
-from fastpack import digest, errors, format, pagecache
+from fastpack import digest, errors, pagecache
 from fastpack.base import compare
 from fastpack.made_prefix import install
 from fastpack.manifest import Manifest
@@ -67,30 +66,6 @@ def test_a_change_in_one_group_leaves_the_others(twice: tuple[str, str], tmp_pat
     assert "pip tool" in report.groups["changed"] and "conda app" in report.groups["unchanged"]
     assert report.groups["new"] == ("pip third",) and report.groups["gone"] == ("pip other",)
     assert 0 < report.work["compressed"] < report.work["hashed"]
-
-
-def test_only_what_may_stay_is_held_back(
-    twice: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Over an archive of other groups every byte is written at once; another base says nothing of what is replaced."""
-    made, old = twice
-    held: list[bool] = []
-    new_file = format.new_file
-
-    def look(path: str, force: bool, is_other: bool) -> Any:
-        held.append(not is_other)
-        return new_file(path, force, is_other)
-
-    monkeypatch.setattr(format, "new_file", look)
-    first = str(tmp_path / "first.tar.zst")
-    shutil.copy(old, first)
-    assert fastpack.pack(prefix=made, output=old, force=True, verify_content=True).unchanged
-    dist(made, "third", {"third.py": b"z = 1\n"})
-    assert not fastpack.pack(prefix=made, output=old, force=True).unchanged
-    assert fastpack.pack(prefix=made, output=old, force=True, base=first).unchanged
-    write(made, "lib/python3.11/site-packages/tool.py", b"x = 3\n")
-    assert not fastpack.pack(prefix=made, output=old, force=True).unchanged
-    assert held == [True, False, True, True] and not fastpack.verify(old).problems
 
 
 #: Edits to an environment; the number says which file, or what is written.

@@ -57,15 +57,6 @@ def test_what_is_there_already_stays_and_is_as_new(there: Path, how: str) -> Non
     assert there.stat().st_mtime > before.st_mtime
 
 
-def test_what_is_known_to_be_another_file_is_written_at_once(there: Path) -> None:
-    before = there.stat()
-    with opened(there) as old, fs.new_file(str(there), True, is_other=True) as out:
-        out.write(CONTENT[:70_000])
-        assert os.path.getsize(out.name) == 70_000
-        out.append(pagecache.Piece(old, 70_000, len(CONTENT) - 70_000))
-    assert written_anew(there, before) and there.read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_what_differs_is_written_anew(there: Path, tmp_path: Path, seed: int) -> None:
     """Whatever the new file has in common with the old one, and wherever its pieces come from."""

@@ -115,6 +115,15 @@ def test_row_1_wide_characters_as_rattler_itself_installs_them(tmp_path: Path) -
         shutil.rmtree(fresh)
 
 
+def test_row_7_a_text_with_many_hits_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made_prefix, "replace_prefix", rattler_rules.replace_prefix)
+    lines = [f"at {TEXT}/a\n".encode(), *(f"in {TEXT}/ü:{TEXT}\n".encode(codec) for codec in WIDE)]
+    data = b"".join(line + bytes(-len(line) % 4) for line in lines) * 40
+    prefix = made(tmp_path, {"share/it": MadeFile(data, file_mode="text")})
+    target = trip(prefix, tmp_path, str(tmp_path / "环境"))
+    assert read(target, "share/it") == rattler_rules.replace_prefix(data, "text", P, os.fsencode(target))
+
+
 @pytest.mark.parametrize("codec", WIDE)
 def test_row_5_pad_slash_fills_wide_characters_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     monkeypatch.setattr(made_prefix, "replace_prefix", rattler_rules.replace_prefix)
