@@ -329,10 +329,9 @@ def text_form(
     relocations: list[Relocation] = []
     shift = 0
     for (offset, index), kind in zip(hits, kinds, strict=True):
-        slot = spelled(kind, placeholder)
-        new = slot + inner[index] if inner else slot
+        new = placeholder + inner[index] if inner else placeholder
         edits.append(Edit(offset, len(needles[index]), new))
-        relocations.append(Relocation(offset + shift, kind, len(slot)))
+        relocations.append(Relocation(offset + shift, kind, len(placeholder)))
         shift += len(new) - len(needles[index])
     return ArchiveForm(tuple(edits), tuple(relocations))
 
