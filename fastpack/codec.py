@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import zstandard
 
+from fastpack import pagecache
 from fastpack.errors import DamagedArchive
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ class Zstd:
         return made[name]
 
     def decompress(self, data: Buffer, n_bytes: int) -> Buffer:
+        view = memoryview(data)
         try:
-            declared = zstandard.frame_content_size(bytes(memoryview(data)[:18]))
+            declared = zstandard.frame_content_size(bytes(view[:18]))
             if declared != n_bytes:
                 raise DamagedArchive(
                     "a frame has another size than the manifest says", expected=n_bytes, found=declared
@@ -100,16 +102,36 @@ class Zstd:
             decompressor = getattr(self._local, "decompressor", None)
             if decompressor is None:
                 decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
-            plain: bytes = decompressor.decompress(memoryview(data), max_output_size=n_bytes, allow_extra_data=False)
+            if _frame_length(view) != len(view):
+                raise DamagedArchive("a zstd frame does not end where the manifest says")
+            # Large files are written from where they lie then; and 0.95 of the time of `decompress`.
+            plain = pagecache.aligned(n_bytes)
+            found = decompressor.stream_reader(view).readinto(plain) if n_bytes else 0
         except zstandard.ZstdError as error:
             raise DamagedArchive(f"a zstd frame cannot be decompressed: {error}") from None
-        if len(plain) != n_bytes:
-            raise DamagedArchive("a frame has another size than the manifest says", expected=n_bytes, found=len(plain))
+        if found != n_bytes:
+            raise DamagedArchive("a frame has another size than the manifest says", expected=n_bytes, found=found)
         return plain
 
     def versions(self) -> dict[str, str]:
         version = ".".join(map(str, zstandard.ZSTD_VERSION))
         return {"rules": _RULES, "zstandard": zstandard.__version__, "zstd": version}
+
+
+def _frame_length(data: memoryview) -> int:
+    """Bytes of the zstd frame that some data begin with, by the heads of its blocks (RFC 8878, section 3.1.1); what
+    stands there is more than the data have, if they end before it does."""
+    at = int(zstandard.frame_header_size(data[:18]))
+    last = False
+    while not last and at + 3 <= len(data):
+        head = int.from_bytes(data[at : at + 3], "little")
+        last, kind = bool(head & 1), head >> 1 & 3
+        at += 3 + (1 if kind == _RLE else head >> 3)
+    return at + (_CHECKSUM if data[4] & 4 else 0) if last else len(data) + 1
+
+
+#: The kind of a block that is one byte, repeated; bytes of a frame's checksum.
+_RLE, _CHECKSUM = 1, 4
 
 
 class Gzip:

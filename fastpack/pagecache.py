@@ -2,9 +2,10 @@
 
 A page that the system did not have in use is a fresh one, and on a virtual machine the host has to find it: 3 to 7 s
 for a GB where this was measured, 0.3 s where pages come back. There, large pieces are written directly (O_DIRECT),
-which takes no pages: 0.55 s for a GB, of which 0.02 of a processor. Where that cannot be, what a write leaves behind it
-is given back: 3 GB took 9.0 s to write with fresh pages and 1.0 s so (alternating, twice). Elsewhere, and for small
-files, the cache is where whoever starts the environment next looks for it.
+which takes no pages: 0.5 s for a GB, of which 0.02 of a processor, if the disk takes the bytes from where they lie: a
+buffer of ours, or the cache's pages of another file (through a buffer 0.7 s, of which 0.25). Where that cannot be, what
+a write leaves behind it is given back: 3 GB took 9.0 s to write with fresh pages and 1.0 s so (alternating, twice).
+Elsewhere, and for small files, the cache is where whoever starts the environment next looks for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastpack.native import batch
 
@@ -98,6 +99,40 @@ _NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPE
 
 #: Fills a buffer with what stands so many bytes behind the start of a piece.
 _Fill = Callable[[memoryview, int], None]
+#: Where a disk takes bytes from in memory, as nearly all want it. Others refuse, and get them by whole pages.
+SECTOR = 512
+
+
+class _Lying(NamedTuple):
+    """A piece as it lies in memory: its bytes, None if they do not, and the address of the first as far as it counts.
+
+    These may be pages of a file, which are gone when it becomes shorter: only the kernel looks at them.
+    """
+
+    view: memoryview | None
+    address: int
+
+
+_NOWHERE = _Lying(None, 0)
+
+
+def _in_memory(view: memoryview) -> _Lying:
+    """A buffer of ours."""
+    try:
+        return _Lying(view, ctypes.addressof(ctypes.c_char.from_buffer(view)))
+    except (TypeError, ValueError):  # nobody may write to it; empty
+        return _NOWHERE
+
+
+def _in_cache(piece: Piece) -> _Lying:
+    """A part of a file, in the page cache."""
+    low = piece.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    start = piece.offset - low
+    try:
+        pages = mmap.mmap(piece.descriptor, start + piece.n_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=low)
+    except (OSError, ValueError):  # a file system without; a file that became shorter
+        return _NOWHERE
+    return _Lying(memoryview(pages)[start:], start)
 
 
 class Writer:
@@ -114,6 +149,7 @@ class Writer:
         if pages_come_back:
             self._pages.must_do()
         self._stage = _Stage()
+        self._unit = SECTOR
 
     def write(self, descriptor: int, data: Buffer, offset: int) -> None:
         """Write all of `data` at an offset."""
@@ -122,13 +158,13 @@ class Writer:
         def fill(out: memoryview, at: int) -> None:
             out[:] = view[at : at + len(out)]
 
-        start, stop = self._directly(descriptor, offset, len(view), fill)
+        start, stop = self._directly(descriptor, offset, len(view), fill, lambda: _in_memory(view))
         for at, part in ((offset, view[:start]), (offset + stop, view[stop:])):
             self._through_cache(descriptor, part, at)
 
     def move(self, descriptor: int, piece: Piece, offset: int) -> None:
-        """Write what stands in another file, through a buffer that stays in the processor's cache."""
-        start, stop = self._directly(descriptor, offset, piece.n_bytes, piece.fill)
+        """Write what stands in another file, through a buffer that stays in the processor's cache, if at all."""
+        start, stop = self._directly(descriptor, offset, piece.n_bytes, piece.fill, lambda: _in_cache(piece))
         for first, last in ((0, start), (stop, piece.n_bytes)):
             for at in range(first, last, LARGE):
                 out = self._stage.view(min(LARGE, last - at))
@@ -148,7 +184,7 @@ class Writer:
             at = start
             while at < stop:
                 part = piece.part(at, min(at + BEHIND, stop))
-                first, last = self._directly(descriptor, offset + at, part.n_bytes, part.fill)
+                first, last = self._directly(descriptor, offset + at, part.n_bytes, part.fill, lambda: _NOWHERE)
                 # So far the kernel; what is behind it comes next.
                 self._in_kernel(descriptor, part.part(0, first) if last else part, offset + at)
                 at += last or part.n_bytes
@@ -187,8 +223,14 @@ class Writer:
             if start > BEHIND:
                 os.posix_fadvise(descriptor, 0, start - BEHIND, os.POSIX_FADV_DONTNEED)
 
-    def _directly(self, descriptor: int, offset: int, n_bytes: int, fill: _Fill) -> tuple[int, int]:
+    def _directly(
+        self, descriptor: int, offset: int, n_bytes: int, fill: _Fill, find: Callable[[], _Lying]
+    ) -> tuple[int, int]:
         """Write the whole blocks of a large piece without the cache, where pages are fresh.
+
+        Parameters
+        ----------
+        find : where the piece lies. It is written from there if it can be, else from a buffer that `fill` fills.
 
         Returns
         -------
@@ -205,18 +247,28 @@ class Writer:
             self._pages.must_do()
             return 0, 0
         try:
+            lying, address = find()
             while at < last:
-                out = self._stage.view(min(DIRECT, last - at))
-                fill(out, at)
+                if lying is not None and (address + at) % self._unit == 0:
+                    out = lying[at:last]
+                else:
+                    lying, out = None, self._stage.view(min(DIRECT, last - at))
+                    fill(out, at)
                 before = time.perf_counter()
                 try:
                     done = os.pwrite(descriptor, out, offset + at)
                 except OSError as error:
-                    if error.errno not in _NO_COPY:
+                    # Pages that are gone, or cannot be read, are no address any more: reading the file says why.
+                    if error.errno not in _NO_COPY and (lying is None or error.errno != errno.EFAULT):
                         raise
                     done = 0
+                    if lying is not None and error.errno == errno.EINVAL:
+                        self._unit = BLOCK
                 at += done // BLOCK * BLOCK
                 if done < len(out):
+                    if lying is not None:
+                        lying = None  # once more, from a buffer
+                        continue
                     self._pages.must_do()
                     break
                 self._pages.would_have_saved(time.perf_counter() - before, done)
@@ -277,17 +329,25 @@ class _Stage(threading.local):
         return self._buffer[:n_bytes]
 
 
+def aligned(n_bytes: int) -> memoryview:
+    """A new buffer that begins with a page, with whatever was in its memory before: for what is filled at once, and
+    written from where it lies."""
+    room = batch.unfilled(n_bytes + BLOCK)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % BLOCK
+    return memoryview(room)[start : start + n_bytes]
+
+
 #: What is known of pages that something is read into.
 _read_into = _Pages()
 
 
 def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:
     """Up to `n_bytes` bytes at an offset, for what is read once: pages that were not in the cache do not stay."""
-    out = batch.unfilled(n_bytes)
+    out = aligned(n_bytes)
     brought_in = True
     try:
         if os.preadv(descriptor, [out], offset, os.RWF_NOWAIT) == n_bytes:
-            return memoryview(out)
+            return out
     except BlockingIOError:
         pass
     except (OSError, AttributeError):  # a file system or a system that does not tell
@@ -298,20 +358,18 @@ def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:
             return found
     n_read = 0
     before = time.thread_time()
-    while n_read < n_bytes and (n := os.preadv(descriptor, [memoryview(out)[n_read:]], offset + n_read)):
+    while n_read < n_bytes and (n := os.preadv(descriptor, [out[n_read:]], offset + n_read)):
         n_read += n
     if brought_in:
         _read_into.took(time.thread_time() - before, n_read)
         os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_DONTNEED)
-    return memoryview(out)[:n_read]
+    return out[:n_read]
 
 
 def _read_directly(descriptor: int, n_bytes: int, offset: int) -> memoryview | None:
     """The same without the cache, in whole blocks around it; None where that cannot be."""
     low, high = offset // BLOCK * BLOCK, -(-(offset + n_bytes) // BLOCK) * BLOCK
-    room = batch.unfilled(high - low + BLOCK)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % BLOCK
-    out = memoryview(room)[start : start + high - low]
+    out = aligned(high - low)
     n_read = 0
     before = time.perf_counter()
     try:

@@ -80,6 +80,20 @@ def test_a_frame_of_another_length_is_damaged(codec: object) -> None:
         codec.decompress(packed[:-9], 3000)  # type: ignore[attr-defined]
 
 
+def test_a_zstd_frame_that_does_not_end_where_it_should_is_damaged() -> None:
+    for data in (b"", b"a", b"abc" * 1000, bytes(300_000), random.Random(5).randbytes(300_000)):
+        packed = ZSTD.compress(data, 1)
+        plain = zstandard.ZstdCompressor(write_checksum=False).compress(data)
+        for frame in (packed, plain):
+            assert bytes(memoryview(ZSTD.decompress(frame, len(data)))) == data
+            for bad in (frame[:-1], frame[:-5], frame + b"x", frame + frame, frame + b"\x50\x2a\x4d\x18\0\0\0\0"):
+                with pytest.raises(DamagedArchive):
+                    ZSTD.decompress(bad, len(data))
+        if data:
+            with pytest.raises(DamagedArchive):
+                ZSTD.decompress(packed[:-1] + bytes([packed[-1] ^ 1]), len(data))
+
+
 def test_versions_name_what_the_bytes_depend_on() -> None:
     assert {"isal", "zlib-ng", "vectors"} <= set(GZIP.versions()) and ZSTD.versions()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import os
@@ -61,29 +62,82 @@ def pieces(rng: random.Random) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
+def in_memory(lead: int) -> memoryview:
+    """The data, so many bytes behind the begin of a page."""
+    buffer = pagecache.aligned(lead + len(DATA))
+    buffer[lead:] = DATA
+    return buffer[lead:]
+
+
+@pytest.mark.parametrize("lead", [0, 2, 512])
 @pytest.mark.parametrize("how", ["write", "copy", "move"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_direct_writes_put_the_same_bytes_in_their_places(
-    tmp_path: Path, fresh: list[tuple[int, int]], how: str, seed: int
+    tmp_path: Path, fresh: list[tuple[int, int]], how: str, lead: int, seed: int
 ) -> None:
     rng = random.Random(seed)
-    (tmp_path / "source").write_bytes(b"ab" + DATA)
-    rows, writer = pieces(rng), Writer()
+    (tmp_path / "source").write_bytes(b"a" * lead + DATA)
+    rows, writer, data = pieces(rng), Writer(), in_memory(lead)
     if how != "write":
         rng.shuffle(rows)  # parts of a large file come in any order
     with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
         for start, stop in rows:
             if how == "write":
-                writer.write(target, memoryview(DATA)[start:stop], start)
+                writer.write(target, data[start:stop], start)
             else:
                 write = writer.copy if how == "copy" else writer.move
-                write(target, Piece(source.fileno(), start + 2, stop - start), start)
+                write(target, Piece(source.fileno(), start + lead, stop - start), start)
             assert not fcntl.fcntl(target, fcntl.F_GETFL) & os.O_DIRECT
         assert os.fstat(target).st_size == len(DATA)
         assert os.pread(target, len(DATA) + 1, 0) == DATA
     assert fresh and all(n_bytes % 4096 == 0 and offset % 4096 == 0 for n_bytes, offset in fresh)
     large = sum(stop - start for start, stop in rows if stop - start >= 2 * LARGE)
     assert sum(n_bytes for n_bytes, _ in fresh) >= large - 8192 * len(rows)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("how", ["write", "move"])
+@pytest.mark.parametrize("lead", [0, 512])
+def test_what_the_disk_can_take_from_where_it_lies_is_not_copied_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, lead: int
+) -> None:
+    monkeypatch.setattr(pagecache._Stage, "view", lambda *arguments: pytest.fail("a copy"))
+    monkeypatch.setattr(pagecache, "DIRECT", LARGE)  # no limit for what lies there
+    (tmp_path / "source").write_bytes(bytes(lead) + DATA)
+    data, n_bytes = in_memory(lead), 5 * LARGE
+    with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
+        if how == "write":
+            Writer().write(target, data[:n_bytes], 0)
+        else:
+            Writer().move(target, Piece(source.fileno(), lead, n_bytes), 0)
+        assert os.pread(target, n_bytes + 1, 0) == DATA[:n_bytes]
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("how", ["write", "move"])
+def test_a_disk_that_takes_whole_pages_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    refused, taken, pwrite = 0, 0, os.pwrite
+
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal refused, taken
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            if data.readonly or ctypes.addressof(ctypes.c_char.from_buffer(data)) % 4096:
+                refused += 1
+                raise OSError(22, "no such address")
+            taken += len(data)
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    (tmp_path / "source").write_bytes(bytes(512) + DATA)
+    data, writer = in_memory(512), Writer()
+    with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
+        for start in range(0, 6 * LARGE, 2 * LARGE):
+            if how == "write":
+                writer.write(target, data[start : start + 2 * LARGE], start)
+            else:
+                writer.move(target, Piece(source.fileno(), 512 + start, 2 * LARGE), start)
+        assert os.pread(target, len(DATA), 0) == DATA[: 6 * LARGE]
+    assert refused == 1 and taken == 6 * LARGE
 
 
 def refused(error: int) -> Callable[..., int]:
@@ -148,6 +202,22 @@ def test_a_source_that_became_shorter_is_told(tmp_path: Path, how: str) -> None:
         write = getattr(Writer(), how)
         with pytest.raises(pagecache.BecameShorter):
             write(target, Piece(source.fileno(), LARGE, 3 * LARGE), 0)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_source_that_becomes_shorter_while_it_is_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pwrite = tmp_path / "source", os.pwrite
+    path.write_bytes(DATA[: 3 * LARGE])
+
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        os.truncate(path, LARGE)  # its pages are gone, which kills whoever looks at them
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    with on_disk(tmp_path) as target, path.open("rb") as source, pytest.raises(pagecache.BecameShorter):
+        Writer().move(target, Piece(source.fileno(), 0, 3 * LARGE), 0)
 
 
 @pytest.mark.usefixtures("fresh")
