@@ -23,6 +23,7 @@ from fastpack._place_py import (
     relocated_mtime,
 )
 from fastpack.errors import DamagedArchive
+from fastpack.fs import file_below
 from fastpack.layout import Layout, Segment
 from fastpack.manifest import MANIFEST, Manifest
 from fastpack.model import Kind, Progress
@@ -193,10 +194,21 @@ class Extractor:
                 raise _other_digest(rows.paths[first + k])
 
     def _write(self, names: list[str], data: memoryview | bytearray, *tables: array[int]) -> None:
-        """See `batch.write_files`; an OSError for the first file that could not be written."""
+        """See `batch.write_files`, which all go to but large ones where they are better written one by one; an OSError
+        for the first file that could not be written."""
+        starts, lengths, modes, mtimes = tables
+        alone = self._writer.alone(lengths)
+        for k in alone:
+            self._reader.stop_if_asked()
+            with file_below(self._folder, names[k], modes[k], mtimes[k]) as descriptor:
+                piece = memoryview(data)[starts[k] : starts[k] + lengths[k]]
+                self._writer.write(descriptor, piece, 0, pagecache.ALONE)
+        if alone:
+            others = sorted(set(range(len(names))).difference(alone))
+            names = [names[k] for k in others]
+            tables = tuple(array("q", [table[k] for k in others]) for table in tables)
         for start in range(0, len(names), AT_ONCE):
-            if self._reader.stopping:
-                raise InterruptedError
+            self._reader.stop_if_asked()
             some = slice(start, start + AT_ONCE)
             failed = batch.write_files(self._folder, names[some], data, *(table[some] for table in tables))
             for index, code in failed:

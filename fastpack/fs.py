@@ -315,6 +315,28 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
             pass
 
 
+@contextmanager
+def file_below(folder: int, path: str, mode: int, mtime: int) -> Iterator[int]:
+    """A new file, open to be written, which gets its mode and its time in seconds at the end; none, if there is another
+    end.
+
+    Parameters
+    ----------
+    folder : descriptor of the directory that `path` begins at.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600, dir_fd=folder)
+    try:
+        yield descriptor
+        os.fchmod(descriptor, mode)
+        os.utime(descriptor, (mtime, mtime))
+    except BaseException:
+        os.unlink(path, dir_fd=folder)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def opened_if_regular(path: str) -> int | None:
     """A regular file's descriptor; None if there is none that can be read."""
     try:

@@ -17,7 +17,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 SLOW = 1e-9
 #: Smaller pieces say nothing, and nothing is done for them.
 LARGE = 1 << 20
+#: Whole files from this size on are written directly all the same: each waits for the disk for 0.1 ms, and fresh pages
+#: for it take 0.3 ms of a processor.
+ALONE = 128 << 10
 #: Bytes after which it is judged what pages cost.
 LATELY = 16 << 20
 #: Bytes of a direct write: smaller ones wait for the disk more often.
 DIRECT = 4 << 20
 #: How far behind a write pages are given back: the disk must have them by then. It is not waited for.
 BEHIND = 64 << 20
+
+#: Seconds of waiting for a disk, after which it is judged how fast it is, however little it has got.
+PATIENCE = 0.25
 
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE, linux/fs.h
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -142,29 +148,37 @@ class Writer:
     ----------
     pages_come_back : those of another file are given back meanwhile, so that none is fresh and the disk is not waited
         for.
+    copies : what is written is in the cache already, as pages of another file: further ones for it are only taken
+        where the disk is slow, fresh or not.
     """
 
-    def __init__(self, pages_come_back: bool = False) -> None:
-        self._pages = _Pages()
+    def __init__(self, pages_come_back: bool = False, copies: bool = False) -> None:
+        self._pages = _Pages(SLOW if copies else 0.0)
         if pages_come_back:
             self._pages.must_do()
         self._stage = _Stage()
         self._unit = SECTOR
 
-    def write(self, descriptor: int, data: Buffer, offset: int) -> None:
-        """Write all of `data` at an offset."""
+    def alone(self, sizes: Sequence[int]) -> list[int]:
+        """Which files of some sizes in bytes are better written one by one, each with `at_least` as `ALONE`."""
+        if not self._pages.cost_more_than_the_disk:
+            return []
+        return [index for index, n_bytes in enumerate(sizes) if n_bytes >= ALONE]
+
+    def write(self, descriptor: int, data: Buffer, offset: int, at_least: int = LARGE) -> None:
+        """Write all of `data` at an offset; directly only if it has `at_least` bytes."""
         view = memoryview(data)
 
         def fill(out: memoryview, at: int) -> None:
             out[:] = view[at : at + len(out)]
 
-        start, stop = self._directly(descriptor, offset, len(view), fill, lambda: _in_memory(view))
+        start, stop = self._directly(descriptor, offset, len(view), fill, lambda: _in_memory(view), at_least)
         for at, part in ((offset, view[:start]), (offset + stop, view[stop:])):
             self._through_cache(descriptor, part, at)
 
-    def move(self, descriptor: int, piece: Piece, offset: int) -> None:
+    def move(self, descriptor: int, piece: Piece, offset: int, at_least: int = LARGE) -> None:
         """Write what stands in another file, through a buffer that stays in the processor's cache, if at all."""
-        start, stop = self._directly(descriptor, offset, piece.n_bytes, piece.fill, lambda: _in_cache(piece))
+        start, stop = self._directly(descriptor, offset, piece.n_bytes, piece.fill, lambda: _in_cache(piece), at_least)
         for first, last in ((0, start), (stop, piece.n_bytes)):
             for at in range(first, last, LARGE):
                 out = self._stage.view(min(LARGE, last - at))
@@ -184,7 +198,7 @@ class Writer:
             at = start
             while at < stop:
                 part = piece.part(at, min(at + BEHIND, stop))
-                first, last = self._directly(descriptor, offset + at, part.n_bytes, part.fill, lambda: _NOWHERE)
+                first, last = self._directly(descriptor, offset + at, part.n_bytes, part.fill, lambda: _NOWHERE, LARGE)
                 # So far the kernel; what is behind it comes next.
                 self._in_kernel(descriptor, part.part(0, first) if last else part, offset + at)
                 at += last or part.n_bytes
@@ -224,7 +238,7 @@ class Writer:
                 os.posix_fadvise(descriptor, 0, start - BEHIND, os.POSIX_FADV_DONTNEED)
 
     def _directly(
-        self, descriptor: int, offset: int, n_bytes: int, fill: _Fill, find: Callable[[], _Lying]
+        self, descriptor: int, offset: int, n_bytes: int, fill: _Fill, find: Callable[[], _Lying], at_least: int
     ) -> tuple[int, int]:
         """Write the whole blocks of a large piece without the cache, where pages are fresh.
 
@@ -236,7 +250,7 @@ class Writer:
         -------
         What of the piece was written: (start, stop), both 0 for nothing.
         """
-        if not self._pages.cost_more_than_the_disk(n_bytes):
+        if n_bytes < at_least or not self._pages.cost_more_than_the_disk:
             return 0, 0
         start = at = -offset % BLOCK
         last = start + (n_bytes - start) // BLOCK * BLOCK
@@ -278,9 +292,15 @@ class Writer:
 
 
 class _Pages:
-    """What pages of the cache cost, and whether the disk alone is faster. Several threads may say so at once."""
+    """What pages of the cache cost, and whether the disk alone is faster. Several threads may say so at once.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    worth : seconds for a byte that a disk may take at least, whatever pages cost.
+    """
+
+    def __init__(self, worth: float = 0.0) -> None:
+        self._worth = worth
         self._cost = 0.0  # seconds of a processor for a byte in fresh pages; 0: as far as is known, they are not fresh
         self._seconds, self._n_bytes = 0.0, 0  # of the cache, lately
         self._may_go_without = hasattr(os, "O_DIRECT")
@@ -301,14 +321,16 @@ class _Pages:
                 self._cost = self._seconds / self._n_bytes
             self._seconds, self._n_bytes = self._seconds / 2, self._n_bytes // 2
 
-    def cost_more_than_the_disk(self, n_bytes: int) -> bool:
-        """Whether so many bytes are better read or written directly."""
-        return self.are_fresh and self._may_go_without and n_bytes >= LARGE
+    @property
+    def cost_more_than_the_disk(self) -> bool:
+        """Whether many bytes are better read or written directly."""
+        return self._may_go_without and (self.are_fresh or self._worth > 0)
 
     def would_have_saved(self, seconds: float, n_bytes: int) -> None:
         """A disk was waited for so long."""
         self._waited, self._n_direct = self._waited + seconds, self._n_direct + n_bytes
-        if self._n_direct >= BEHIND and self._waited > self._cost * self._n_direct:
+        is_known = self._n_direct >= BEHIND or self._waited > PATIENCE
+        if is_known and self._waited > max(self._worth, self._cost) * self._n_direct:
             self.must_do()
 
     def must_do(self) -> None:
@@ -352,7 +374,7 @@ def read(descriptor: int, n_bytes: int, offset: int) -> memoryview:
         pass
     except (OSError, AttributeError):  # a file system or a system that does not tell
         brought_in = False
-    if brought_in and _read_into.cost_more_than_the_disk(n_bytes):
+    if brought_in and n_bytes >= LARGE and _read_into.cost_more_than_the_disk:
         found = _read_directly(descriptor, n_bytes, offset)
         if found is not None:
             return found

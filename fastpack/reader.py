@@ -76,6 +76,11 @@ class FrameReader:
         #: Set by whoever wants no more files.
         self.stopping = False
 
+    def stop_if_asked(self) -> None:
+        """Raise an InterruptedError if no more files are wanted."""
+        if self.stopping:
+            raise InterruptedError
+
     def place_of(self, index: int) -> FrameFiles:
         """The files that a frame holds, and where in the first one it begins."""
         first, last = self.layout.members(index)

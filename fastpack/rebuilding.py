@@ -108,9 +108,9 @@ class _Rebuilder(FrameReader):
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
         self._files = {file.path: file for file in files}
         self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
-        self._sharer = Sharer(self, folder, links)
+        self._writer = pagecache.Writer(copies=True)
+        self._sharer = Sharer(self, folder, links, self._writer)
         self._scratch = Scratch()
-        self._writer = pagecache.Writer()
         self._seen = seen
         self._old: dict[bytes, list[int]] = {}
         for index, frame in enumerate(installed.manifest.frames):

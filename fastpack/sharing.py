@@ -5,19 +5,24 @@ What is shared is what was looked at: `batch.share_files` compares what the syst
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import time
 from array import array
 from collections.abc import Collection, Container, Iterator, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from typing import NamedTuple
 
-from fastpack._batch_py import CLONED, COPIED, FICLONE, GIVEN, LINKED, LISTED
+from fastpack import pagecache
+from fastpack._batch_py import CLONED, COPIED, FICLONE, GIVEN, LINKED, LISTED, numbers_of
+from fastpack.fs import file_below
 from fastpack.manifest import MANIFEST
 from fastpack.native import CANNOT_SHARE, batch
 from fastpack.reader import AT_ONCE, FrameReader
+from fastpack.rows import Member
 
 
 class Links(Enum):
@@ -62,12 +67,14 @@ class Sharer:
     ----------
     source : descriptor of the directory that has the files.
     links : which of them get a further name where they cannot be reflinked.
+    writer : copies large ones.
     """
 
-    def __init__(self, reader: FrameReader, source: int, links: Links) -> None:
+    def __init__(self, reader: FrameReader, source: int, links: Links, writer: pagecache.Writer) -> None:
         self._reader = reader
         self._source = source
         self._links = links
+        self._writer = writer
         self._reflink = True  # until the file system says that it has none
         # A second for the coarseness of the file system's clock.
         self._since = time.time_ns() - 1_000_000_000
@@ -129,7 +136,25 @@ class Sharer:
 
     def copy(self, seen: Seen, folder: int) -> None:
         """Copy those that could not be shared."""
+        seen, rows = self._missing(seen), self._reader.rows
+        for k in self._writer.alone([rows.sizes[member] for member in seen.members]):
+            self._reader.stop_if_asked()
+            with suppress(OSError):
+                self._copy_alone(rows[seen.members[k]], seen.row(k), folder)
         self._share(self._missing(seen), folder, COPIED)
+
+    def _copy_alone(self, member: Member, row: array[int], folder: int) -> None:
+        """Copy one file; an OSError if it is not what was seen, or cannot be copied."""
+        source = os.open(member.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._source)
+        try:
+            with file_below(folder, member.path, member.mode, member.mtime) as target:
+                self._writer.move(target, pagecache.Piece(source, 0, member.n_bytes), 0, pagecache.ALONE)
+                info = os.fstat(source)
+                if info.st_ctime_ns >= self._since or numbers_of(info) != row.tolist():
+                    raise OSError(errno.EIO, "it was changed")
+        finally:
+            os.close(source)
+        self._reader.there.add(member.path)
 
     def _missing(self, seen: Seen) -> Seen:
         """Those that are not where they belong yet."""
@@ -139,8 +164,7 @@ class Sharer:
     def _share(self, seen: Seen, folder: int, how: int) -> None:
         reader, rows = self._reader, self._reader.rows
         for members, numbers in seen.pieces():
-            if reader.stopping:
-                raise InterruptedError
+            self._reader.stop_if_asked()
             modes, mtimes = (array("q", [column[k] for k in members]) for column in (rows.modes, rows.mtimes))
             names = [rows.paths[k] for k in members]
             failed = dict(batch.share_files(self._source, folder, names, modes, mtimes, numbers, self._since, how))

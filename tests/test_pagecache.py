@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,7 +233,7 @@ def test_direct_reads_give_the_same_bytes(tmp_path: Path) -> None:
             found = pagecache._read_directly(descriptor, n_bytes, start)
             assert found is not None and bytes(found) == DATA[start : start + n_bytes]
             assert bytes(pagecache.read(descriptor, n_bytes, start)) == DATA[start : start + n_bytes]
-            direct += pagecache._read_into.cost_more_than_the_disk(n_bytes)
+            direct += n_bytes >= LARGE and pagecache._read_into.cost_more_than_the_disk
         assert direct == 5
 
 
@@ -245,11 +246,34 @@ def test_one_slow_piece_is_an_accident() -> None:
     assert not pages.are_fresh
     for _ in range(40):
         pages.took(2 * pagecache.SLOW * LARGE, LARGE)
-    assert pages.are_fresh and pages.cost_more_than_the_disk(LARGE) and not pages.cost_more_than_the_disk(LARGE - 1)
+    assert pages.are_fresh and pages.cost_more_than_the_disk
     pages.would_have_saved(3 * pagecache.SLOW * (pagecache.BEHIND // 2), pagecache.BEHIND // 2)
-    assert pages.cost_more_than_the_disk(LARGE)
+    assert pages.cost_more_than_the_disk
     pages.would_have_saved(100 * pagecache.SLOW * pagecache.BEHIND, pagecache.BEHIND)  # a slow disk
-    assert pages.are_fresh and not pages.cost_more_than_the_disk(LARGE)
+    assert pages.are_fresh and not pages.cost_more_than_the_disk
+
+
+def test_copies_go_past_the_cache_until_the_disk_is_found_to_be_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").write_bytes(DATA)
+    pwrite, direct = os.pwrite, 0
+
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal direct
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            direct += 1
+            time.sleep(0.03)  # a disk that turns
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    writer, n_bytes = Writer(copies=True), pagecache.ALONE
+    assert writer.alone([n_bytes - 1, n_bytes]) == [1] and not Writer().alone([n_bytes])
+    with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
+        for start in range(0, 100 * n_bytes, n_bytes):
+            writer.move(target, Piece(source.fileno(), start, n_bytes), start, n_bytes)
+        assert os.pread(target, len(DATA), 0) == DATA[: 100 * n_bytes]
+    assert 1 <= direct < 20 and not writer.alone([n_bytes])
 
 
 @pytest.mark.parametrize("slow", [0.0, 1e9])

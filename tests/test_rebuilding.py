@@ -10,14 +10,14 @@ import subprocess
 import tempfile
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 import fastpack
-from fastpack import errors, hostmemory, native, rebuilding
+from fastpack import errors, hostmemory, native, pagecache, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
 from fastpack.installed import read_installed
@@ -351,6 +351,76 @@ def test_what_nobody_has_touched_is_copied_unread(shipped: Shipped, tmp_path: Pa
     frames_read.clear()
     fastpack.unpack(shipped.delta, str(tmp_path / "another"), base=shipped.base, verify_content=True)
     assert len(frames_read) > seen and any("share/large" in files[index] for index in frames_read)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the files that are written one by one, as pages are taken to be fresh ones."""
+    found: list[int] = []
+    chosen = pagecache.Writer.alone
+
+    def noted(self: pagecache.Writer, sizes: Sequence[int]) -> list[int]:
+        indices = chosen(self, sizes)
+        found.extend(sizes[index] for index in indices)
+        return indices
+
+    monkeypatch.setattr(pagecache._Pages, "are_fresh", True)
+    monkeypatch.setattr(pagecache._Pages, "would_have_saved", lambda *arguments: None)
+    monkeypatch.setattr(pagecache.Writer, "alone", noted)
+    return found
+
+
+@TOLD
+def test_past_the_page_cache(made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: list[int]) -> None:
+    sizes = [pagecache.ALONE + more for more in (-1, 0, 1, 4095, 4096, 1 << 20)] + [3 << 20]
+    dist(made, "steady", {f"{number}": os.urandom(size) for number, size in enumerate(sizes)})
+    Path(made, SITE, "2").chmod(0o755)
+    write(made, "share/text", f"here: {made}/share\n" * 20_000)
+    delta, _ = update(made, tmp_path, lambda: dist(made, "tool", {"tool.py": b"x = 1\n"}))
+    base = str(tmp_path / "untouched")
+    fastpack.unpack(str(tmp_path / "1.tar.zst"), base)
+    time.sleep(1.1)
+    move: Callable[..., None] = pagecache.Writer.move
+    moved: list[int] = []
+
+    def noted(self: pagecache.Writer, descriptor: int, piece: pagecache.Piece, *rest: int) -> None:
+        moved.append(piece.n_bytes)
+        move(self, descriptor, piece, *rest)
+
+    monkeypatch.setattr(pagecache.Writer, "move", noted)
+    run_fastpack("unpack", str(tmp_path / "2.tar.zst"), "-p", str(tmp_path / "wanted"))  # through it
+    for name, unpack in (("full", lambda to: fastpack.unpack(str(tmp_path / "2.tar.zst"), to)),
+                         ("delta", lambda to: fastpack.unpack(delta, to, base=base))):  # fmt: skip
+        alone.clear()
+        moved.clear()
+        unpack(str(tmp_path / name))
+        assert set(sizes[1:]) < set(alone) and sizes[0] not in alone, "and what names the prefix"
+        assert set(sizes[1:]) <= set(moved) if name == "delta" else not moved
+        assert_alike(tree(str(tmp_path / name)), tree(str(tmp_path / "wanted")), large=False)
+        assert not fastpack.verify(str(tmp_path / name)).problems
+
+
+@TOLD
+def test_a_file_that_changes_while_it_is_copied_past_the_cache(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: list[int]
+) -> None:
+    dist(made, "steady", {"data.bin": os.urandom(3 << 20)})
+    delta, _ = update(made, tmp_path, lambda: dist(made, "tool", {"tool.py": b"x = 1\n"}))
+    base = str(tmp_path / "untouched")
+    fastpack.unpack(str(tmp_path / "1.tar.zst"), base)
+    time.sleep(1.1)
+    move, path = pagecache.Writer.move, Path(base, SITE, "data.bin")
+
+    def and_change(self: pagecache.Writer, descriptor: int, piece: pagecache.Piece, offset: int, *least: int) -> None:
+        move(self, descriptor, piece, offset, *least)
+        path.write_bytes(bytes(3 << 20))
+
+    monkeypatch.setattr(pagecache.Writer, "move", and_change)
+    alone.clear()
+    with pytest.raises(errors.WrongBase, match="changed") as caught:
+        fastpack.unpack(delta, str(tmp_path / "target"), base=base)
+    assert caught.value.path == str(path) and 3 << 20 in alone
+    assert not (tmp_path / "target").exists()
 
 
 def _restore(path: Path, info: os.stat_result) -> None:
