@@ -151,6 +151,8 @@ def test_an_unreadable_file(made: str) -> None:
 
 def test_version_help_and_usage(fastpack: Run) -> None:
     assert fastpack("--version").out.strip() == f"fastpack {package.__version__}"
+    as_module = subprocess.run([sys.executable, "-m", "fastpack", "--version"], capture_output=True, text=True)
+    assert as_module.stdout.strip() == f"fastpack {package.__version__}" and not as_module.returncode
     assert "pack" in fastpack("--help").out
     assert fastpack("pack", "--no-such-option").code == 2
     for arguments in (("pack", "--no-such-option"), ("unpack",), ("pack", "-j", "x"), ("no-such-command",)):
