@@ -14,8 +14,9 @@ from fastpack import digest, fs
 
 #: Nanoseconds for which a file must have been left alone, for what the system says of it to be believed later.
 SETTLED = 2_000_000_000
-#: Tables of a kind that are kept, those used last.
-_KEPT = 20
+#: Bytes of the tables of a kind that are kept, those used last, and how many at most: a home that many hosts share has
+#: many small ones.
+_KEPT_BYTES, _KEPT = 256 << 20, 1000
 
 
 def place(kind: str, path: str) -> str | None:
@@ -35,7 +36,7 @@ def keep(path: str, parts: Iterable[bytes]) -> None:
     temporary = os.path.join(folder, f"tmp-{secrets.token_hex(8)}")
     try:
         fs.put(path, temporary, parts, 0o600)
-        _forget_others(folder)
+        _forget_others(path)
     except OSError:
         pass
 
@@ -48,19 +49,23 @@ def touch(path: str) -> None:
         pass
 
 
-def _forget_others(folder: str) -> None:
-    """Remove tables that were not used for longest, and what killed packs left."""
+def _forget_others(new: str) -> None:
+    """Remove tables beside a new one that were not used for longest, and what killed packs left."""
     found = []
-    for entry in os.scandir(folder):
+    for entry in os.scandir(os.path.dirname(new)):
         try:
-            found.append((entry.stat().st_mtime, entry.path))
+            info = entry.stat()
         except FileNotFoundError:
             continue
-    for _, path in sorted(found)[:-_KEPT]:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
+        found.append((entry.path == new, info.st_mtime_ns, info.st_size, entry.path))
+    n_bytes = 0
+    for number, (is_new, _, size, path) in enumerate(sorted(found, reverse=True)):
+        n_bytes += size
+        if not is_new and (number >= _KEPT or n_bytes > _KEPT_BYTES):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
 
 
 #: File systems where a program that writes to a mapped file changes none of its times.

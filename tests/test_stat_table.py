@@ -165,7 +165,10 @@ def test_a_table_that_cannot_be_written_stops_nothing(
     assert len(list((tmp_path / "other/.cache/fastpack/stat").iterdir())) == 1
 
 
-def test_tables_are_bounded_and_private(made: str, tmp_path: Path, own_table: Path) -> None:
+def test_tables_are_bounded_and_private(
+    made: str, tmp_path: Path, own_table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostmemory, "_KEPT", 20)
     own_table.mkdir(parents=True)
     for k in range(30):
         (own_table / f"old{k:02}").write_bytes(b"")
