@@ -144,7 +144,7 @@ class FrameReader:
         return packed
 
     def read(self, index: int) -> Content:
-        """A frame's bytes, and the digests of what it holds.
+        """A frame's bytes, and the digests of what it holds; they may only last until this thread reads the next one.
 
         Raises
         ------
@@ -269,7 +269,7 @@ def read_relocated(reader: FrameReader, manifest: Manifest) -> list[RelocatedFil
     n_bytes = manifest.members.sizes[wanted]
     if n_bytes > max(MODEST_LIST, MAX_RATIO * sum(manifest.frames[index].packed_bytes for index in frames)):
         raise DamagedArchive("the relocations would not fit into memory", path=RELOCATIONS, found=f"{n_bytes} bytes")
-    parts = [reader.read(index).of(wanted) for index in frames]
+    parts = [bytes(reader.read(index).of(wanted)) for index in frames]  # a view lasts until the next frame is read
     return check_relocated(b"".join(parts), manifest.members, manifest.dest_prefix is None)
 
 

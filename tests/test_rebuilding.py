@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import fastpack
-from fastpack import errors, hostmemory, native, pagecache, rebuilding
+from fastpack import errors, hostmemory, native, pagecache, plan, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
 from fastpack.destination import _make_marker
 from fastpack.installed import read_installed
@@ -398,6 +398,25 @@ def test_past_the_page_cache(made: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert set(sizes[1:]) <= set(moved) if name == "delta" else not moved
         assert_alike(tree(str(tmp_path / name)), tree(str(tmp_path / "wanted")), large=False)
         assert not fastpack.verify(str(tmp_path / name)).problems
+
+
+def test_a_list_of_relocations_that_lies_in_several_frames(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that are put together share a buffer: the list was that of its last frame, twice."""
+    monkeypatch.setattr(plan, "FRAME", 1 << 20)
+    write(made, "share/text", f"{made}\n" * 60_000)
+    old, new, delta, base, target = (str(tmp_path / name) for name in ("1.tar", "2.tar", "d.fpdelta", "base", "target"))
+    fastpack.pack(prefix=made, output=old)
+    fastpack.unpack(old, base)
+    dist(made, "tool", {"tool.py": b"x = 1\n"})
+    fastpack.pack(prefix=made, output=new)
+    fastpack.make_delta(old, new, delta)
+    with open_archive(new) as archive:
+        index = archive.manifest.members.paths.index(RELOCATIONS)
+        assert len(archive.reader.layout.frames_of(index)) == 2
+    fastpack.unpack(delta, target, base=base)
+    assert Path(target, "share/text").read_text() == f"{target}\n" * 60_000
 
 
 @TOLD
