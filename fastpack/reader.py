@@ -208,7 +208,10 @@ class Archive:
         return self.locator.archive_id.hex()
 
     def content(self, index: int) -> Iterator[memoryview]:
-        """A file's bytes as they lie in the archive, frame by frame; the last piece only if its digest is right."""
+        """A file's bytes as they lie in the archive, frame by frame; the last piece only if its digest is right.
+
+        A piece may only last until the next one is asked for.
+        """
         member = self.manifest.members[index]
         slices = b""
         frames = self.reader.layout.frames_of(index)

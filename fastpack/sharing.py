@@ -164,7 +164,7 @@ class Sharer:
     def _share(self, seen: Seen, folder: int, how: int) -> None:
         reader, rows = self._reader, self._reader.rows
         for members, numbers in seen.pieces():
-            self._reader.stop_if_asked()
+            reader.stop_if_asked()
             modes, mtimes = (array("q", [column[k] for k in members]) for column in (rows.modes, rows.mtimes))
             names = [rows.paths[k] for k in members]
             failed = dict(batch.share_files(self._source, folder, names, modes, mtimes, numbers, self._since, how))

@@ -228,7 +228,7 @@ def _what_packages_say(archive: Archive) -> dict[str, tuple[str, ...]]:
         if member.kind is Kind.FILE and member.path.startswith("conda-meta/") and member.path.endswith(".json"):
             if member.n_bytes > _MAX_RECORD:
                 raise DamagedArchive("a record that would not fit into memory", path=member.path, found=member.n_bytes)
-            raw[member.path] = b"".join(archive.content(index))
+            raw[member.path] = b"".join(map(bytes, archive.content(index)))
     known = {member.path for member in members}
     proven = {m.path for m in members if m.verdict == Verdict.PROVEN and m.kind is Kind.FILE}
     wanted: dict[str, tuple[str, ...]] = {}
