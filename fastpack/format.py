@@ -41,6 +41,13 @@ class Encoded(NamedTuple):
     rows: Any = None
 
 
+class Tail(NamedTuple):
+    """What stands behind an archive's last frame: its bytes, and their BLAKE3 (none where frames are not reused)."""
+
+    n_bytes: int
+    digest: bytes = b""
+
+
 class Writer(Protocol):
     """Writes one archive."""
 
@@ -50,17 +57,13 @@ class Writer(Protocol):
     def write(self, data: Data, rows: Any) -> None:
         """Write a frame; in order. `rows` are those of `encode`."""
 
-    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:
+    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> Tail:
         """Write what stands behind the last frame.
 
         Parameters
         ----------
         manifest : with its bytes in `raw`.
         sizes : (written, plain) bytes of each frame.
-
-        Returns
-        -------
-        Bytes behind the last frame.
         """
 
 

@@ -15,7 +15,7 @@ from fastpack.codec import Codec
 from fastpack.destination import Destination
 from fastpack.errors import UsageError
 from fastpack.extracting import finish_directories, make_directories, make_links, write_manifest
-from fastpack.format import Encoded, Job, Writer
+from fastpack.format import Encoded, Job, Tail, Writer
 from fastpack.fs import explain_os_error
 from fastpack.manifest import Manifest
 from fastpack.members import Planned
@@ -156,7 +156,7 @@ class _DirectoryWriter:
     def write(self, data: Data, rows: Any) -> None:
         pass
 
-    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:
+    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> Tail:
         large = {frame.first for frame in self._plan.frames if frame.stop is not None}
         for index in large:
             member = manifest.members[index]
@@ -165,4 +165,4 @@ class _DirectoryWriter:
         write_manifest(self._root, manifest.raw, archive_id.hex())
         make_links(self._root, manifest.members)
         finish_directories(self._root, manifest.members)
-        return len(manifest.raw)
+        return Tail(len(manifest.raw))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from fastpack import container, pagecache
+from fastpack import container, digest, pagecache
 from fastpack.building import Data, PlainFrame
 from fastpack.codec import CODECS, Codec
-from fastpack.format import Encoded, Job, Writer, opened, own_member
+from fastpack.format import Encoded, Job, Tail, Writer, opened, own_member
 from fastpack.frames import Locator, trailer
 from fastpack.fs import Output
 from fastpack.manifest import Manifest
@@ -63,14 +63,16 @@ class TarWriter:
         else:
             self._out.write(data.read())
 
-    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:
+    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> Tail:
         own = own_member(manifest, archive_id)
         offset = sum(packed for packed, _ in sizes)
         written = 0
         locator = None
+        hasher = digest.hasher()
         for plain in (own.header(self._arcroot), manifest.raw, bytes(container.padding(own.n_bytes)) + container.END):
             packed = self._codec.compress(plain, self._level)
             self._out.write(packed)
+            hasher.update(packed)
             if plain is manifest.raw:
                 locator = Locator(MANIFEST_FORMAT, offset + written, len(packed), len(plain), archive_id)
             sizes.append((len(packed), len(plain)))
@@ -79,7 +81,8 @@ class TarWriter:
         end = trailer(self._codec, locator, sizes)
         self._out.write(end)
         self._out.flush()
-        return written + len(end)
+        hasher.update(end)
+        return Tail(written + len(end), hasher.digest())
 
 
 class Parcel(Tar):

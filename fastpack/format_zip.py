@@ -15,7 +15,7 @@ from fastpack import pagecache
 from fastpack.building import Data, PlainFrame
 from fastpack.codec import CODECS, Codec
 from fastpack.errors import UsageError
-from fastpack.format import Encoded, Job, Writer, opened, own_member
+from fastpack.format import Encoded, Job, Tail, Writer, opened, own_member
 from fastpack.manifest import MANIFEST, Manifest
 from fastpack.members import Planned
 from fastpack.model import Kind
@@ -161,7 +161,7 @@ class _ZipWriter:
                              expected=f"at most {_MAX_32} bytes", hint="leave out --no-zip-64")  # fmt: skip
         self._entries.append(_central_entry(whole, offset, not row.begins))
 
-    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> int:
+    def finish(self, manifest: Manifest, archive_id: bytes, sizes: list[tuple[int, int]]) -> Tail:
         before = self._offset
         own = own_member(manifest, archive_id)
         planned = Planned(Kind.FILE, MANIFEST, own.mode, manifest.groups[-1], own.n_bytes)
@@ -173,7 +173,7 @@ class _ZipWriter:
         self._out.write(directory)
         self._out.write(end)
         self._out.flush()
-        return self._offset - before + len(directory) + len(end)
+        return Tail(self._offset - before + len(directory) + len(end))
 
 
 def _crc(data: memoryview) -> int:

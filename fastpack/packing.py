@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastpack import again, digest, pagecache
+from fastpack import again, digest
 from fastpack import parcel as parcels
 from fastpack._place_py import ascii_only, check_pad
 from fastpack._version import VERSION
@@ -19,18 +19,16 @@ from fastpack.along import bring_along
 from fastpack.base import Groups, by_group, compare, open_base
 from fastpack.building import Builder, builder
 from fastpack.cache import DEFAULT_BYTES, Cache
-from fastpack.codec import Codec
 from fastpack.environment import Environment
-from fastpack.errors import FastpackError, Unrelocatable, UsageError
+from fastpack.errors import Unrelocatable, UsageError
 from fastpack.examination import Examination
 from fastpack.examine import examine
-from fastpack.format import Format, Job, Writer
+from fastpack.format import Format, Job, Tail, Writer
 from fastpack.format_directory import Directory
 from fastpack.format_tar import Parcel
 from fastpack.format_zip import Zip
 from fastpack.formats import by_file_name, by_name
-from fastpack.frames import find_locator
-from fastpack.fs import check_relative, explain_os_error, opened_if_regular
+from fastpack.fs import check_relative, explain_os_error
 from fastpack.manifest import Frame, Manifest, file_lines, member_line
 from fastpack.members import Members, as_table
 from fastpack.model import MANIFEST_FORMAT, Group, Kind, PackManyReport, PackReport, Progress, Warned, silent
@@ -115,7 +113,7 @@ def pack(env: Environment, options: Options, progress: Progress = silent) -> Pac
     unchanged = before is not None and after is not None and os.path.samestat(before, after)
     report = _report(done, format_, output, unchanged, time.monotonic() - started)
     if source is not None and format_.codec is not None:
-        _remember(output, source, done, format_.codec, report)
+        _remember(output, source, done, report)
     return report
 
 
@@ -142,26 +140,16 @@ def _stat_of(output: str) -> os.stat_result | None:
     return info if output != "-" and stat.S_ISREG(info.st_mode) else None
 
 
-def _remember(output: str, source: str, done: _Packed, codec: Codec, report: PackReport) -> None:
+def _remember(output: str, source: str, done: _Packed, report: PackReport) -> None:
     """Remember what an archive was made from; and, where nothing of it changes, what packing it again would report."""
-    written = done.written
+    written, tail = done.written, done.written.tail
+    info = _stat_of(output)
+    if info is None or info.st_size != written.archive_bytes:  # another process has replaced it
+        return
     frames = written.manifest.frames
     pieces = [again.Piece(frame.offset, frame.packed_bytes, frame.packed_digest.hex()) for frame in frames]
-    packed_bytes = written.archive_bytes - written.tail_bytes
-    descriptor = opened_if_regular(output)
-    if descriptor is None:
-        return
-    try:
-        info = os.fstat(descriptor)
-        locator = find_locator(descriptor, info.st_size, codec)
-        tail = bytes(pagecache.read(descriptor, info.st_size - packed_bytes, packed_bytes))
-    except (OSError, FastpackError):
-        return
-    finally:
-        os.close(descriptor)
-    if info.st_size != written.archive_bytes or locator is None or locator.archive_id.hex() != written.archive_id:
-        return  # another process has replaced it
-    pieces.append(again.Piece(packed_bytes, len(tail), digest.blake(tail).hex()))
+    packed_bytes = written.archive_bytes - tail.n_bytes
+    pieces.append(again.Piece(packed_bytes, tail.n_bytes, tail.digest.hex()))
     groups = {"unchanged": tuple(str(group) for group in written.groups()), "changed": (), "new": (), "gone": ()}
     plain_bytes = sum(frame.plain_bytes for frame in frames)
     work = {**dict.fromkeys(written.work, 0), "reused": plain_bytes, "copied": packed_bytes}
@@ -228,7 +216,7 @@ def manifest_of(env: Environment, like: Archive, progress: Progress = silent) ->
         pad=tuple(header["pad"]), ignore_missing_files=True, ignore_editable_packages=True, base=like.path,
     )  # fmt: skip
     written = _pack(env, options, by_name(like.codec.name), None, os.devnull, progress).written
-    return written.manifest, written.archive_id, written.tail_bytes
+    return written.manifest, written.archive_id, written.tail.n_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +401,7 @@ class _Written:
 
     archive_id: str
     archive_bytes: int
-    tail_bytes: int  # of what stands behind the last frame
+    tail: Tail
     manifest: Manifest
     frame_groups: list[Group]
     n_naming: int  # .pyc files that name the source prefix
@@ -468,13 +456,13 @@ def _write(
         stated = Manifest(header, plan.packages, tuple(groups), tuple(frames), rows, plan.left_out)
         stated = replace(stated, raw=stated.around(lines))
         archive_id = digest.blake(stated.raw)
-        tail_bytes = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
+        tail = writer.finish(stated, archive_id, [(frame.packed_bytes, frame.plain_bytes) for frame in frames])
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
         raise explain_os_error(error, "standard output" if job.output == "-" else job.output) from None
     frame_groups = [planned.group for planned in plan.frames]
-    return _Written(archive_id.hex(), offset + tail_bytes, tail_bytes, stated, frame_groups, n_naming, work)
+    return _Written(archive_id.hex(), offset + tail.n_bytes, tail, stated, frame_groups, n_naming, work)
 
 
 def _add_rows(
