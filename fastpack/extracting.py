@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from fastpack import digest, pagecache
+from fastpack import digest, direct
 from fastpack._place_py import (
     EPOCH_2000,
     SMALL_FILE,
@@ -76,7 +76,7 @@ class Extractor:
         self._root = root
         self._prefix = prefix
         self._threads = threads
-        self._writer = pagecache.Writer()
+        self._writer = direct.Writer()
         self._not_as_archived = frozenset(file.path for file in relocated)
         self._relocated = {
             file.path: file for file in relocated if prefix is not None and not file.second_phase and file.fits(prefix)
@@ -202,7 +202,7 @@ class Extractor:
             self._reader.stop_if_asked()
             with file_below(self._folder, names[k], modes[k], mtimes[k]) as descriptor:
                 piece = memoryview(data)[starts[k] : starts[k] + lengths[k]]
-                self._writer.write(descriptor, piece, 0, pagecache.ALONE)
+                self._writer.write(descriptor, piece, 0, direct.ALONE)
         if alone:
             others = sorted(set(range(len(names))).difference(alone))
             names = [names[k] for k in others]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from fastpack import pagecache
+from fastpack import direct, pagecache
 from fastpack.errors import AlreadyExists, FastpackError, NoSpace, PrefixTooLong, Unreadable
 from fastpack.parallel import default_threads, side_by_side
 
@@ -144,7 +144,7 @@ class Output(io.FileIO):
     def __init__(self, path: str, replaced: int | None = None) -> None:
         super().__init__(path, "xb")
         # What is replaced is read and given back: packing again took a second more with direct writes, of 6.
-        self._writer = pagecache.Writer(pages_come_back=replaced is not None)
+        self._writer = direct.Writer(pages_come_back=replaced is not None)
         self._pending: tuple[pagecache.Piece, int] | None = None  # and where it goes
         self._replaced = replaced
         self._same = replaced  # None as soon as something else is written

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from fastpack import digest, pagecache
+from fastpack import digest, direct, pagecache
 from fastpack._batch_py import LISTED, numbers_of
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
@@ -108,7 +108,7 @@ class _Rebuilder(FrameReader):
         files = [with_pad(file, installed.state.get("pad", [])) for file in installed.table[0]]
         self._files = {file.path: file for file in files}
         self._archived = {file.path: Stated(file.sha256, file.n_bytes) for file in files}
-        self._writer = pagecache.Writer(copies=True)
+        self._writer = direct.Writer(copies=True)
         self._sharer = Sharer(self, folder, links, self._writer)
         self._scratch = Scratch()
         self._seen = seen

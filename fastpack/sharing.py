@@ -16,7 +16,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import NamedTuple
 
-from fastpack import pagecache
+from fastpack import direct, pagecache
 from fastpack._batch_py import CLONED, COPIED, FICLONE, GIVEN, LINKED, LISTED, numbers_of
 from fastpack.fs import file_below
 from fastpack.manifest import MANIFEST
@@ -70,7 +70,7 @@ class Sharer:
     writer : copies large ones.
     """
 
-    def __init__(self, reader: FrameReader, source: int, links: Links, writer: pagecache.Writer) -> None:
+    def __init__(self, reader: FrameReader, source: int, links: Links, writer: direct.Writer) -> None:
         self._reader = reader
         self._source = source
         self._links = links
@@ -148,7 +148,7 @@ class Sharer:
         source = os.open(member.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._source)
         try:
             with file_below(folder, member.path, member.mode, member.mtime) as target:
-                self._writer.move(target, pagecache.Piece(source, 0, member.n_bytes), 0, pagecache.ALONE)
+                self._writer.move(target, pagecache.Piece(source, 0, member.n_bytes), 0, direct.ALONE)
                 info = os.fstat(source)
                 if info.st_ctime_ns >= self._since or numbers_of(info) != row.tolist():
                     raise OSError(errno.EIO, "it was changed")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastpack
-from fastpack import digest, errors, pagecache
+from fastpack import digest, direct, errors, pagecache
 from fastpack.base import compare
 from fastpack.made_prefix import install
 from fastpack.manifest import Manifest
@@ -308,7 +308,7 @@ def test_pieces_are_copied_whatever_their_alignment(how: str, tmp_path: Path, mo
         for offset, n_bytes, at in ((0, 5 << 20, 0), (4096, 1 << 20, 8192), (5000, 3 << 20, 904), (7, 20000, 7),
                                     (1, 2, 4095), (8191, 1, 0), (0, 0, 0)):  # fmt: skip
             target.truncate(0)
-            pagecache.Writer().copy(target.fileno(), pagecache.Piece(source.fileno(), offset, n_bytes), at)
+            direct.Writer().copy(target.fileno(), pagecache.Piece(source.fileno(), offset, n_bytes), at)
             assert os.pread(target.fileno(), n_bytes + 1, at) == content[offset : offset + n_bytes]
         with pytest.raises(OSError, match="shorter"):
-            pagecache.Writer().copy(target.fileno(), pagecache.Piece(source.fileno(), 5 << 20, 1), 0)
+            direct.Writer().copy(target.fileno(), pagecache.Piece(source.fileno(), 5 << 20, 1), 0)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fastpack import pagecache
-from fastpack.pagecache import LARGE, Piece, Writer
+from fastpack import direct, pagecache
+from fastpack.direct import Writer
+from fastpack.pagecache import LARGE, Piece
 
 DATA = random.Random(3).randbytes(13 << 20)
 
@@ -32,9 +33,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", note)
-    monkeypatch.setattr(pagecache._Pages, "are_fresh", True)
-    monkeypatch.setattr(pagecache._Pages, "would_have_saved", lambda *arguments: None)
-    monkeypatch.setattr(pagecache, "_read_into", pagecache._Pages())
+    monkeypatch.setattr(pagecache.Pages, "are_fresh", True)
+    monkeypatch.setattr(pagecache.Pages, "would_have_saved", lambda *arguments: None)
+    monkeypatch.setattr(pagecache, "_read_into", pagecache.Pages())
     return written
 
 
@@ -102,8 +103,8 @@ def test_direct_writes_put_the_same_bytes_in_their_places(
 def test_what_the_disk_can_take_from_where_it_lies_is_not_copied_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, lead: int
 ) -> None:
-    monkeypatch.setattr(pagecache._Stage, "view", lambda *arguments: pytest.fail("a copy"))
-    monkeypatch.setattr(pagecache, "DIRECT", LARGE)  # no limit for what lies there
+    monkeypatch.setattr(direct._Stage, "view", lambda *arguments: pytest.fail("a copy"))
+    monkeypatch.setattr(direct, "DIRECT", LARGE)  # no limit for what lies there
     (tmp_path / "source").write_bytes(bytes(lead) + DATA)
     data, n_bytes = in_memory(lead), 5 * LARGE
     with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
@@ -226,19 +227,19 @@ def test_direct_reads_give_the_same_bytes(tmp_path: Path) -> None:
     with on_disk(tmp_path) as descriptor:
         os.write(descriptor, DATA)
         os.fsync(descriptor)
-        direct = 0
+        number = 0
         for start, n_bytes in ((0, LARGE), (1, LARGE), (4095, 2 * LARGE + 1), (len(DATA) - LARGE - 5, 2 * LARGE),
                                (len(DATA), LARGE), (LARGE, 10)):  # fmt: skip
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             found = pagecache._read_directly(descriptor, n_bytes, start)
             assert found is not None and bytes(found) == DATA[start : start + n_bytes]
             assert bytes(pagecache.read(descriptor, n_bytes, start)) == DATA[start : start + n_bytes]
-            direct += n_bytes >= LARGE and pagecache._read_into.cost_more_than_the_disk
-        assert direct == 5
+            number += n_bytes >= LARGE and pagecache._read_into.cost_more_than_the_disk
+        assert number == 5
 
 
 def test_one_slow_piece_is_an_accident() -> None:
-    pages = pagecache._Pages()
+    pages = pagecache.Pages()
     pages.took(1.0, 4096)
     pages.took(10 * pagecache.SLOW * LARGE, LARGE)
     for _ in range(20):
@@ -257,34 +258,35 @@ def test_copies_go_past_the_cache_until_the_disk_is_found_to_be_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "source").write_bytes(DATA)
-    pwrite, direct = os.pwrite, 0
+    pwrite, number = os.pwrite, 0
 
     def write(descriptor: int, data: memoryview, offset: int) -> int:
-        nonlocal direct
+        nonlocal number
         if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-            direct += 1
+            number += 1
             time.sleep(0.03)  # a disk that turns
         return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", write)
-    writer, n_bytes = Writer(copies=True), pagecache.ALONE
+    writer, n_bytes = Writer(copies=True), direct.ALONE
     assert writer.alone([n_bytes - 1, n_bytes]) == [1] and not Writer().alone([n_bytes])
     with on_disk(tmp_path) as target, (tmp_path / "source").open("rb") as source:
         for start in range(0, 100 * n_bytes, n_bytes):
             writer.move(target, Piece(source.fileno(), start, n_bytes), start, n_bytes)
         assert os.pread(target, len(DATA), 0) == DATA[: 100 * n_bytes]
-    assert 1 <= direct < 20 and not writer.alone([n_bytes])
+    assert 1 <= number < 20 and not writer.alone([n_bytes])
 
 
 @pytest.mark.parametrize("slow", [0.0, 1e9])
 def test_pieces_are_written_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: float) -> None:
     """With hints from the first piece on, and without any."""
     monkeypatch.setattr(pagecache, "SLOW", slow)
-    monkeypatch.setattr(pagecache, "BEHIND", 4 << 20)
+    monkeypatch.setattr(direct, "BEHIND", 4 << 20)
+    monkeypatch.setattr(direct, "GIVEN_BACK", 3 << 20)
     data = random.Random(3).randbytes(20 << 20)
     path = tmp_path / "file"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-    writer = pagecache.Writer()
+    writer = Writer()
     try:
         places = [0, 1, 100, 3 << 20, 11 << 20, (11 << 20) + 5, len(data)]
         for start, stop in itertools.pairwise(places):
@@ -316,7 +318,7 @@ def test_a_write_that_finds_no_room_says_so() -> None:
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="No space"):
-            pagecache.Writer().write(descriptor, bytes(2 << 20), 0)
+            Writer().write(descriptor, bytes(2 << 20), 0)
     finally:
         os.close(descriptor)
 
