@@ -58,6 +58,31 @@ class _Written(NamedTuple):
     n_bytes: int
 
 
+class _Files(NamedTuple):
+    """Files of a buffer: where each begins there and how long it is, in bytes, its mode, and its time in seconds."""
+
+    names: list[str]
+    starts: array[int]
+    lengths: array[int]
+    modes: array[int]
+    mtimes: array[int]
+
+    @classmethod
+    def one(cls, name: str, n_bytes: int, mode: int, mtime: int) -> _Files:
+        """A file that has the buffer for itself."""
+        return cls([name], *(array("q", [number]) for number in (0, n_bytes, mode, mtime)))
+
+    def some(self, run: slice) -> _Files:
+        """A run of them."""
+        return _Files(self.names[run], *(table[run] for table in self[1:]))
+
+    def only(self, chosen: Sequence[int]) -> _Files:
+        """Those in some places, in order."""
+        if len(chosen) == len(self.names):
+            return self
+        return _Files([self.names[k] for k in chosen], *(array("q", [table[k] for k in chosen]) for table in self[1:]))
+
+
 class Extractor:
     """Writes the files of an archive into a directory, placed for a prefix. `extractor` opens one.
 
@@ -152,9 +177,10 @@ class Extractor:
         -------
         What records state of those that were placed.
         """
-        rows, first, count = self._reader.rows, content.first, len(content.starts)
-        some = slice(first, first + count)
-        paths, tables = rows.paths[some], (content.starts, content.lengths, rows.modes[some], rows.mtimes[some])
+        rows, first = self._reader.rows, content.first
+        run = slice(first, first + len(content.starts))
+        files = _Files(rows.paths[run], content.starts, content.lengths, rows.modes[run], rows.mtimes[run])
+        paths = files.names
         self._check_digests(content, chosen)
         placed: dict[str, Stated] = {}
         there, relocated = self._reader.there, self._relocated
@@ -164,11 +190,7 @@ class Extractor:
                 if paths[k] in relocated:
                     placed[paths[k]] = self._write_placed(rows[first + k], content.of(first + k))
             chosen = [k for k in chosen if paths[k] not in relocated]
-        if len(chosen) < count:
-            paths = [paths[k] for k in chosen]
-            starts, lengths, modes, mtimes = (array("q", [table[k] for k in chosen]) for table in tables)
-            tables = (starts, lengths, modes, mtimes)
-        self._write(paths, content.plain, *tables)
+        self._write(files.only(chosen), content.plain)
         return placed
 
     def _write_left(self, files: Sequence[tuple[Member, memoryview]]) -> dict[str, Stated]:
@@ -178,8 +200,7 @@ class Extractor:
             if member.path in self._relocated:
                 placed[member.path] = self._write_placed(member, data)
             else:
-                numbers = (0, len(data), member.mode, member.mtime)
-                self._write([member.path], data, *(array("q", [number]) for number in numbers))
+                self._write(_Files.one(member.path, len(data), member.mode, member.mtime), data)
         return placed
 
     def _check_digests(self, content: Content, chosen: Sequence[int]) -> None:
@@ -193,34 +214,27 @@ class Extractor:
             if one != wanted[step * k : step * (k + 1)]:
                 raise _other_digest(rows.paths[first + k])
 
-    def _write(self, names: list[str], data: memoryview | bytearray, *tables: array[int]) -> None:
+    def _write(self, files: _Files, data: memoryview | bytearray) -> None:
         """See `batch.write_files`, which all go to but large ones where they are better written one by one; an OSError
         for the first file that could not be written."""
-        starts, lengths, modes, mtimes = tables
-        alone = self._writer.alone(lengths)
-        for k in alone:
+        alone = self._writer.alone(files.lengths)
+        for name, start, length, mode, mtime in zip(*files.only(alone), strict=True):
             self._reader.stop_if_asked()
-            with file_below(self._folder, names[k], modes[k], mtimes[k]) as descriptor:
-                piece = memoryview(data)[starts[k] : starts[k] + lengths[k]]
-                self._writer.write(descriptor, piece, 0, direct.ALONE)
-        if alone:
-            others = sorted(set(range(len(names))).difference(alone))
-            names = [names[k] for k in others]
-            tables = tuple(array("q", [table[k] for k in others]) for table in tables)
-        for start in range(0, len(names), AT_ONCE):
+            with file_below(self._folder, name, mode, mtime) as descriptor:
+                self._writer.write(descriptor, memoryview(data)[start : start + length], 0, direct.ALONE)
+        files = files.only(sorted(set(range(len(files.names))).difference(alone)))
+        for start in range(0, len(files.names), AT_ONCE):
             self._reader.stop_if_asked()
-            some = slice(start, start + AT_ONCE)
-            failed = batch.write_files(self._folder, names[some], data, *(table[some] for table in tables))
-            for index, code in failed:
-                raise OSError(code, os.strerror(code), os.path.join(self._root, names[start + index]))
+            names, *tables = files.some(slice(start, start + AT_ONCE))
+            for index, code in batch.write_files(self._folder, names, data, *tables):
+                raise OSError(code, os.strerror(code), os.path.join(self._root, names[index]))
 
     def _write_placed(self, member: Member, data: memoryview) -> Stated:
         file = self._relocated[member.path]
         if digest.sha256(data) != file.sha256:
             raise DamagedArchive("a file does not have the sha256 its relocations state", path=member.path)
         content = self._place(file, bytearray(data), 0, len(file.items), 0)
-        numbers = (0, len(content), member.mode, relocated_mtime(content))
-        self._write([member.path], content, *(array("q", [number]) for number in numbers))
+        self._write(_Files.one(member.path, len(content), member.mode, relocated_mtime(content)), content)
         return Stated(digest.sha256(content), len(content))
 
     def _write_part(self, member: Member, segment: Segment, data: memoryview) -> None:
