@@ -6,24 +6,29 @@ bears it and is not locked is debris of a killed run, and is removed by the next
 
 from __future__ import annotations
 
-import fcntl
 import glob
-import itertools
-import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import BinaryIO
 
 from fastpack import fs
-from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_relocations, read_state
-from fastpack.errors import AlreadyExists, IncompleteEnvironment, NoSpace, UsageError
-from fastpack.listing import walk
-from fastpack.model import DiskFile, Kind
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, read_state
+from fastpack.errors import AlreadyExists, FastpackError, IncompleteEnvironment, NoSpace, UsageError, WrongBase
+from fastpack.markers import (
+    files_not_ours,
+    locked_directory,
+    make_marker,
+    partial,
+    remove_environment,
+    remove_marked,
+    stem,
+    unlocked_marker,
+)
 from fastpack.parallel import detached
+from fastpack.swapping import check_places, finish_swaps, swap
 
 #: Seconds that whoever interrupts waits for what was written to be removed; the rest goes on in the background.
 _PATIENCE = 0.2
@@ -49,14 +54,16 @@ class Destination:
     n_bytes : what will be written, to check the space first; 0 if it is not known.
     keep : how many environments that were swapped out stay beside it, as ``<path>.old-1`` (the newest) and so on.
     changed : swap out one of ours though files of it were changed since it was unpacked.
+    for_delta : a delta is unpacked, of which is asked what becomes of such files.
 
     Raises
     ------
-    AlreadyExists, NoSpace, IncompleteEnvironment, UsageError
+    AlreadyExists, NoSpace, IncompleteEnvironment, UsageError, WrongBase
     """
 
     def __init__(
-        self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int, keep: int = 0, changed: bool = False
+        self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int, keep: int = 0, changed: bool = False,
+        for_delta: bool = False,
     ) -> None:  # fmt: skip
         # A link to a directory stays; what it leads to is filled or replaced.
         self.path = path = os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path
@@ -65,6 +72,7 @@ class Destination:
         self._finished = False
         self._keep = keep
         self._changed = changed
+        self._for_delta = for_delta
         self._moving = False
         self._parents: list[str] = []  # made for this destination
         self.root = ""
@@ -92,29 +100,39 @@ class Destination:
             raise AlreadyExists("the destination is a directory with something in it", path=path, hint=hint)
         # Unpacked and relocated, or in the form that the archive has (`no-archive`).
         if all(os.path.exists(os.path.join(path, name)) for name in (".fastpack/manifest", RELOCATIONS)):
-            foreign = _files_not_ours(path, self._changed)
-            if foreign:
-                raise AlreadyExists(
-                    f"the environment there has {len(foreign)} files that fastpack did not make: "
-                    + ", ".join(foreign[:5]) + (", …" if len(foreign) > 5 else ""),
-                    path=path, hint="move them away, or remove the environment yourself",
-                )  # fmt: skip
+            if foreign := files_not_ours(path, self._changed):
+                raise self._refused(foreign)
             if os.path.ismount(path):
                 raise AlreadyExists(
                     "the environment there is a mount point, which cannot be exchanged", path=path,
                     hint="remove what is in it first",
                 )  # fmt: skip
-            for place in _old_places(path, self._keep):
-                ours = any(os.path.exists(os.path.join(place, name)) for name in (STATE, INCOMPLETE))
-                if os.path.lexists(place) and not ours:
-                    raise AlreadyExists(
-                        "where the replaced environment would be kept there is something else", path=place,
-                        hint="move it away, or keep none with --keep 0",
-                    )  # fmt: skip
+            check_places(path, self._keep)
             return Mode.SWAP
         if self._names is not None:
             self._check_free(self._names)
         return Mode.ADD
+
+    def _refused(self, foreign: Sequence[str]) -> FastpackError:
+        """Why an environment of ours is not replaced that has files which are not what was unpacked."""
+        unknown = files_not_ours(self.path, True)
+        foreign = unknown or foreign
+        listed = ", ".join(foreign[:5]) + (", …" if len(foreign) > 5 else "")
+        if not unknown:
+            message = (
+                f"the environment there has {len(foreign)} files that were changed since it was unpacked: {listed}"
+            )
+            if self._for_delta:
+                return WrongBase(
+                    message, path=self.path, hint="--on-modified replace replaces those that the delta has"
+                )
+            return AlreadyExists(
+                message, path=self.path, hint="put them back as they were, or remove the environment yourself"
+            )
+        return AlreadyExists(
+            f"the environment there has {len(foreign)} files that fastpack did not make: {listed}",
+            path=self.path, hint="move them away, or remove the environment yourself",
+        )  # fmt: skip
 
     def _check_free(self, names: Iterable[str]) -> None:
         folders: set[str] = set()
@@ -141,7 +159,7 @@ class Destination:
             if self._mode in (Mode.RENAME, Mode.SWAP):
                 self._make_parents()
                 try:
-                    self._begin(f"{_stem(self.path)}.partial-{secrets.token_hex(4)}")
+                    self._begin(partial(self.path))
                     return self
                 except PermissionError:
                     if self._mode is Mode.SWAP or not os.path.isdir(self.path):
@@ -169,7 +187,7 @@ class Destination:
         os.mkdir(root, 0o755)
         self.root = root  # from here on it is ours to remove
         os.mkdir(os.path.join(root, ".fastpack"), 0o755)
-        self._lock = _make_marker(root, {"made": "whole"})
+        self._lock = make_marker(root, {"made": "whole"})
 
     def finish(self, durable: bool) -> None:
         """Let the environment appear under its name. The marker goes last.
@@ -196,23 +214,19 @@ class Destination:
         self._end(self.path)
 
     def _swap(self) -> None:
-        """Exchange the new environment for the old one; whatever a kill leaves is one of them, whole, in its place.
-
-        The other one bears no marker at that moment: a note beside it names both by their inodes.
-        """
-        with _locked_directory(self.path), _locked_directory(self.root), _swap_note(self.root, self.path):
-            self._end(self.root)
-            old = self.root
+        """Exchange the new environment for the old one, and remove what is not kept."""
+        try:
+            gone = swap(self.root, self.path, self._keep, lambda: self._end(self.root))
+        except BlockingIOError:
+            raise IncompleteEnvironment(
+                "another process is unpacking there", path=self.path, hint="wait for it to end"
+            ) from None
+        if gone is not None:
             try:
-                fs.exchange(self.root, self.path)
-            except OSError:  # a file system without exchange: for a moment there is none
-                old = f"{_stem(self.path)}.partial-{secrets.token_hex(4)}"
-                os.rename(self.path, old)
-                os.rename(self.root, self.path)
-            if self._keep:
-                _keep_environment(old, _old_places(self.path, self._keep))
-            else:
-                _remove_environment(old)
+                remove_marked(gone)
+            except KeyboardInterrupt as interrupt:
+                _in_background(lambda: remove_marked(gone), gone, interrupt)
+                raise
 
     def _end(self, root: str) -> None:
         self._finished = True
@@ -239,7 +253,7 @@ class Destination:
                 if not os.path.islink(source) and not os.path.isdir(os.path.join(self.path, path)):
                     folders[path] = os.stat(source)
         os.makedirs(os.path.join(self.path, ".fastpack"), exist_ok=True)
-        with _make_marker(self.path, {"made": "added", "names": own, "folders": list(folders)}):
+        with make_marker(self.path, {"made": "added", "names": own, "folders": list(folders)}):
             for path, info in folders.items():
                 os.chmod(os.path.join(self.root, path), info.st_mode & 0o777 | 0o700)
                 if path != ".fastpack":
@@ -249,8 +263,8 @@ class Destination:
             for path, info in reversed(folders.items()):
                 os.chmod(os.path.join(self.path, path), info.st_mode & 0o777)
                 os.utime(os.path.join(self.path, path), ns=(info.st_mtime_ns, info.st_mtime_ns))
-            partial, self.root = self.root, self.path
-            fs.remove_tree(partial)
+            emptied, self.root = self.root, self.path
+            fs.remove_tree(emptied)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -261,12 +275,7 @@ class Destination:
         if not isinstance(value, KeyboardInterrupt) or self._moving:
             self._abandon()
             return
-        # Removing gigabytes takes seconds, which nobody who pressed Ctrl-C wants to wait for.
-        try:
-            if not detached(self._abandon, _PATIENCE):
-                value.add_note(f"what was written is being removed in the background: {self.root}")
-        except OSError:
-            self._abandon()
+        _in_background(self._abandon, self.root, value)
         if self._lock is not None:
             self._lock.close()  # the other process still has it
 
@@ -274,7 +283,7 @@ class Destination:
         """Take back what was begun."""
         if self.root and self.root != self.path:
             if os.path.lexists(os.path.join(self.root, INCOMPLETE)):
-                _remove_marked(self.root)
+                remove_marked(self.root)
             else:  # the disk was full before there was a marker
                 fs.remove_tree(self.root)
         if self._lock is not None:
@@ -288,97 +297,24 @@ class Destination:
                 break
 
 
-def _stem(path: str) -> str:
-    """A destination's path, its last part short enough to take a suffix (names end at 255 bytes)."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, os.fsdecode(os.fsencode(name)[:220]))
-
-
-def _make_marker(root: str, content: dict[str, object]) -> BinaryIO:
-    """Mark a directory as unfinished, at once and locked. The marker names the directory it was made for by its inode:
-    one that came there in another way (in an archive, by a copy) allows nobody to remove anything."""
-    path = os.path.join(root, INCOMPLETE)
-    temporary = f"{path}-{secrets.token_hex(4)}"
-    marker = open(temporary, "xb")  # noqa: SIM115 (stays open as long as its lock is held)
+def _in_background(remove: Callable[[], None], root: str, interrupt: BaseException) -> None:
+    """Removing gigabytes takes seconds, which nobody who pressed Ctrl-C wants to wait for."""
     try:
-        fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        marker.write(json.dumps({**content, "inode": _inode(root)}).encode("ascii"))
-        marker.flush()
-        os.rename(temporary, path)
-    except BaseException:
-        try:
-            marker.close()  # which may find the disk full once more
-        except OSError:
-            pass
-        os.unlink(temporary)
-        raise
-    return marker
-
-
-@contextmanager
-def _swap_note(new: str, old: str) -> Iterator[None]:
-    """Note, while two environments are exchanged, that the one which is not in its place is debris."""
-    path = f"{new}.swap"
-    with open(path, "xb") as note:
-        fs.lock(note)
-        note.write(json.dumps({"inodes": [_inode(new), _inode(old)]}).encode("ascii"))
-        note.flush()
-        yield
-    os.unlink(path)
-
-
-def _remove_swapped(path: str) -> None:
-    """Remove what a killed exchange left beside a destination: by the inodes it had noted."""
-    random = "[0-9a-f]" * 8
-    for name in glob.glob(f"{glob.escape(_stem(path))}.partial-{random}.swap"):
-        try:
-            with open(name, "rb") as note:
-                if not fs.lock(note):
-                    continue
-                try:
-                    inodes = json.loads(note.read() or b"{}").get("inodes", [])
-                except (AttributeError, ValueError):
-                    inodes = []
-                for root in glob.glob(f"{glob.escape(_stem(path))}.partial-{random}"):
-                    if _inode(root) in inodes and os.path.lexists(path) and _inode(path) in inodes:
-                        with _locked_directory(root):
-                            _remove_environment(root)
-                os.unlink(name)
-        except OSError:
-            pass
-
-
-def _inode(path: str) -> list[int]:
-    info = os.stat(path)
-    return [info.st_dev, info.st_ino]
-
-
-def _unlocked_marker(root: str) -> dict[str, object] | None:
-    """The marker of a killed run; None if there is none, or a living process holds it."""
-    try:
-        with open(os.path.join(root, INCOMPLETE), "rb") as marker:
-            if not fs.lock(marker):
-                return None
-            try:
-                content = json.loads(marker.read() or b"{}")
-            except ValueError:
-                content = {}
-            if not isinstance(content, dict) or content.get("inode") != _inode(root):
-                content = {}
-            return content
+        if not detached(remove, _PATIENCE):
+            interrupt.add_note(f"what was written is being removed in the background: {root}")
     except OSError:
-        return None
+        remove()
 
 
 def _remove_debris(path: str) -> None:
     """Remove what killed runs left for this destination; refuse it while another process is writing there."""
-    _remove_swapped(path)
+    finish_swaps(path)
     random = "[0-9a-f]" * 8
     for root in [
-        *glob.glob(f"{glob.escape(_stem(path))}.partial-{random}"),
+        *glob.glob(f"{glob.escape(stem(path))}.partial-{random}"),
         *glob.glob(os.path.join(glob.escape(path), f".fastpack-partial-{random}")),
     ]:
-        marker = _unlocked_marker(root)
+        marker = unlocked_marker(root)
         if marker is not None and marker.get("made") == "whole":
             _remove_quietly(root)
         elif not os.path.lexists(os.path.join(root, INCOMPLETE)):
@@ -386,11 +322,11 @@ def _remove_debris(path: str) -> None:
     if not os.path.lexists(os.path.join(path, INCOMPLETE)):
         _remove_markers_to_be(path)
         return
-    content = _unlocked_marker(path)
+    content = unlocked_marker(path)
     if content is None:
         raise IncompleteEnvironment("another process is unpacking there", path=path, hint="wait for it to end")
     if content.get("made") == "whole":
-        _remove_marked(path)
+        remove_marked(path)
     elif content.get("made") == "added" and isinstance(names := content.get("names"), list):
         _remove_added(path, names, content.get("folders"))
     else:
@@ -403,14 +339,14 @@ def _remove_debris(path: str) -> None:
 def _remove_unmarked(root: str, path: str) -> None:
     """Debris without a marker: nothing in it yet, or the environment that a swap took out of `path`."""
     try:
-        with _locked_directory(root):
+        with locked_directory(root):
             try:
                 state = read_state(root)
             except ValueError:
                 state = None
             if state is not None and state.get("target") == path:
-                if not _files_not_ours(root):
-                    _remove_environment(root)
+                if not files_not_ours(root):
+                    remove_environment(root)
                 return
             _remove_markers_to_be(root)
             os.rmdir(root)
@@ -434,35 +370,10 @@ def _remove_markers_to_be(root: str) -> None:
         pass
 
 
-def _remove_environment(root: str) -> None:
-    """Remove an environment that was taken out of its place; marked first, so that a kill leaves it recognisable."""
-    _make_marker(root, {"made": "whole"}).close()
-    _remove_marked(root)
-
-
-def _old_places(path: str, keep: int) -> list[str]:
-    """Where environments that were swapped out are kept, the newest first."""
-    return [f"{_stem(path)}.old-{k}" for k in range(1, keep + 1)]
-
-
-def _keep_environment(root: str, places: list[str]) -> None:
-    """Give an environment the first of some places; what is there moves on by one, and the last one goes."""
-    filled = list(itertools.takewhile(os.path.lexists, places))
-    if len(filled) == len(places):
-        last = filled.pop()
-        if os.path.lexists(os.path.join(last, INCOMPLETE)):
-            _remove_marked(last)  # a kill came in between, when it was the last one before
-        else:
-            _remove_environment(last)
-    for place, following in reversed(list(zip(filled, places[1:], strict=False))):
-        os.rename(place, following)
-    os.rename(root, places[0])
-
-
 def _remove_quietly(root: str) -> None:
     """Remove marked debris; another user's is let be."""
     try:
-        _remove_marked(root)
+        remove_marked(root)
     except OSError:
         pass
 
@@ -491,60 +402,3 @@ def _remove_added(root: str, names: list[object], folders: object) -> None:
 
 def _is_path(name: object) -> bool:
     return isinstance(name, str) and fs.check_relative(name) is None
-
-
-@contextmanager
-def _locked_directory(path: str) -> Iterator[None]:
-    """Hold a directory's lock; OSError if another process has it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_marked(root: str) -> None:
-    """Remove a directory that bears our marker, the marker last: a kill on the way leaves it to be recognised again."""
-    own = os.path.join(root, ".fastpack")
-    for folder in (root, own):
-        for name in os.listdir(folder):
-            if name != ".fastpack" and os.path.join(folder, name) != os.path.join(root, INCOMPLETE):
-                fs.remove_tree(os.path.join(folder, name))
-    os.unlink(os.path.join(root, INCOMPLETE))
-    os.rmdir(own)
-    os.rmdir(root)
-
-
-def _files_not_ours(root: str, changed: bool = False) -> list[str]:
-    """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count.
-
-    Parameters
-    ----------
-    changed : what was unpacked and changed since does not count either.
-    """
-    known: dict[str, tuple[int, int] | None] = {}
-    try:
-        with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
-            for line in file:
-                row = json.loads(line)
-                if "path" in row and row["kind"] != Kind.DIRECTORY:
-                    stated = row["kind"] == Kind.FILE and not changed
-                    known[row["path"]] = (row["size"], row["mtime"]) if stated else None
-        with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            for relocated in read_relocations(file.read()):
-                known[relocated.path] = None  # its size and time follow from the prefix
-        known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest")))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None
-    return sorted(found.path for found in walk(root) if found.kind is not Kind.DIRECTORY and not _is_ours(found, known))
-
-
-def _is_ours(file: DiskFile, known: dict[str, tuple[int, int] | None]) -> bool:
-    """Whether a file is one that was unpacked, as it was unpacked, or what Python compiled of one."""
-    if file.path.startswith(INCOMPLETE + "-"):  # a marker that was killed before it had its name
-        return True
-    if file.path in known:
-        expected = known[file.path]
-        return expected is None or expected == (file.n_bytes, file.mtime_seconds)
-    return file.path.endswith(".pyc") and os.path.basename(os.path.dirname(file.path)) == "__pycache__"

@@ -146,7 +146,7 @@ def _unpack(job: _Job) -> UnpackReport:
             links = Links.ALL if job.options.hardlink else Links.ALONE if _goes_at_once(job, base) else Links.NONE
             how = (links, job.options.verify_content, job.options.on_modified)
             with open_delta(descriptor, archive, base, *how) as (delta_reader, manifest, new):
-                return _from_file(job, delta_reader, manifest, new.hex())
+                return _from_file(replace(job, is_delta=True), delta_reader, manifest, new.hex())
         given = {
             "--base": job.options.base is not None, "--hardlink": job.options.hardlink,
             "--verify-content": job.options.verify_content, "--on-modified": job.options.on_modified != "error",
@@ -211,6 +211,7 @@ class _Job:
     threads: int
     progress: Progress
     started: float
+    is_delta: bool = False
 
     def check_requirements(self, requires: dict[str, Any]) -> list[Warned]:
         """See requirements.py."""
@@ -226,7 +227,8 @@ class _Job:
                 hint="unpack it without --in-place",
             )  # fmt: skip
         changed = options.on_modified == "replace"
-        return Destination(self.destination, options.force or options.in_place, names, n_bytes, keep, changed)
+        force = options.force or options.in_place
+        return Destination(self.destination, force, names, n_bytes, keep, changed, self.is_delta)
 
     @property
     def elsewhere(self) -> bool:

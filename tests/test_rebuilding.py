@@ -19,11 +19,11 @@ import pytest
 import fastpack
 from fastpack import direct, errors, hostmemory, native, pagecache, plan, rebuilding
 from fastpack._place_py import RELOCATIONS, read_relocations
-from fastpack.destination import _make_marker
 from fastpack.installed import read_installed
 from fastpack.layout import Segment, lay_out
 from fastpack.listing import walk
 from fastpack.manifest import Member
+from fastpack.markers import make_marker
 from fastpack.reader import open_archive
 from fastpack.stat_table import FrameFiles, SeenFrames
 from tests.conftest import need, run_fastpack
@@ -113,7 +113,7 @@ def test_in_place_the_old_ones_are_kept(shipped: Shipped, tmp_path: Path) -> Non
 def test_one_that_is_half_removed_is_no_hindrance(shipped: Shipped) -> None:
     fastpack.unpack(shipped.new, shipped.base, in_place=True)
     kept = Path(shipped.base + ".old-1")
-    _make_marker(str(kept), {"made": "whole"}).close()
+    make_marker(str(kept), {"made": "whole"}).close()
     shutil.rmtree(kept / "share")
     (kept / ".fastpack/state.json").unlink()
     fastpack.unpack(shipped.old, shipped.base, in_place=True)

@@ -20,8 +20,8 @@ import zstandard
 import fastpack
 from fastpack import destination, digest, errors, extracting, fs
 from fastpack._place_py import INCOMPLETE, Relocation, read_relocations, write_relocations
-from fastpack.destination import _make_marker
 from fastpack.manifest import Frame
+from fastpack.markers import make_marker
 from tests.conftest import need, ordinary_user
 from tests.forging import DIR, LNK, REG, SYM, foreign, unpack_piped
 from tests.oracles.trees import snapshot
@@ -316,7 +316,7 @@ def test_what_takes_long_to_remove_is_removed_behind_an_interrupt(
 ) -> None:
     """The caller waits no longer than `_PATIENCE`; until all is gone the marker is locked, and its parents go too."""
     go, folder = tmp_path / "go", tmp_path / "a/b"
-    remove = destination._remove_marked
+    remove = destination.remove_marked
 
     def slowly(root: str) -> None:
         while not go.exists():
@@ -327,7 +327,7 @@ def test_what_takes_long_to_remove_is_removed_behind_an_interrupt(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(destination, "_PATIENCE", 0.05)
-    monkeypatch.setattr(destination, "_remove_marked", slowly)
+    monkeypatch.setattr(destination, "remove_marked", slowly)
     monkeypatch.setattr(extracting.Extractor, "run", interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         fastpack.unpack(archive, str(folder / "target"))
@@ -346,7 +346,7 @@ def test_another_unpack_to_the_same_place_is_not_disturbed(archive: str, tmp_pat
     partial = tmp_path / "target.partial-12345678"
     write(str(partial), "bin/half", "")
     write(str(partial), ".fastpack/x", "")
-    with _make_marker(str(partial), {"made": "whole"}):
+    with make_marker(str(partial), {"made": "whole"}):
         fastpack.unpack(archive, str(tmp_path / "target"))
         assert partial.exists()
     shutil.rmtree(tmp_path / "target")

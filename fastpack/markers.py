@@ -1,0 +1,143 @@
+"""The marker of what is not finished, and what may be removed because of it.
+
+``.fastpack/incomplete`` stands, locked, in an environment that is being written or removed. Whatever bears it and is
+not locked is debris of a killed run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fastpack import fs
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_relocations
+from fastpack.errors import UsageError
+from fastpack.listing import walk
+from fastpack.model import DiskFile, Kind
+
+
+def stem(path: str) -> str:
+    """A destination's path, its last part short enough to take a suffix (names end at 255 bytes)."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, os.fsdecode(os.fsencode(name)[:220]))
+
+
+def partial(path: str) -> str:
+    """A name beside a destination that is debris as soon as nobody is at it."""
+    return f"{stem(path)}.partial-{secrets.token_hex(4)}"
+
+
+def make_marker(root: str, content: dict[str, object]) -> BinaryIO:
+    """Mark a directory as unfinished, at once and locked. The marker names the directory it was made for by its inode:
+    one that came there in another way (in an archive, by a copy) allows nobody to remove anything."""
+    path = os.path.join(root, INCOMPLETE)
+    temporary = f"{path}-{secrets.token_hex(4)}"
+    marker = open(temporary, "xb")  # noqa: SIM115 (stays open as long as its lock is held)
+    try:
+        fcntl.flock(marker.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        marker.write(json.dumps({**content, "inode": inode(root)}).encode("ascii"))
+        marker.flush()
+        os.rename(temporary, path)
+    except BaseException:
+        try:
+            marker.close()  # which may find the disk full once more
+        except OSError:
+            pass
+        os.unlink(temporary)
+        raise
+    return marker
+
+
+def inode(path: str) -> list[int]:
+    info = os.stat(path)
+    return [info.st_dev, info.st_ino]
+
+
+def unlocked_marker(root: str) -> dict[str, object] | None:
+    """The marker of a killed run; None if there is none, or a living process holds it."""
+    try:
+        with open(os.path.join(root, INCOMPLETE), "rb") as marker:
+            if not fs.lock(marker):
+                return None
+            try:
+                content = json.loads(marker.read() or b"{}")
+            except ValueError:
+                content = {}
+            if not isinstance(content, dict) or content.get("inode") != inode(root):
+                content = {}
+            return content
+    except OSError:
+        return None
+
+
+@contextmanager
+def locked_directory(path: str) -> Iterator[None]:
+    """Hold a directory's lock; OSError if another process has it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_environment(root: str) -> None:
+    """Remove an environment that was taken out of its place; marked first, so that a kill leaves it recognisable."""
+    mark_as_debris(root)
+    remove_marked(root)
+
+
+def mark_as_debris(root: str) -> None:
+    """Whoever comes next removes it."""
+    make_marker(root, {"made": "whole"}).close()
+
+
+def remove_marked(root: str) -> None:
+    """Remove a directory that bears our marker, the marker last: a kill on the way leaves it to be recognised again."""
+    own = os.path.join(root, ".fastpack")
+    for folder in (root, own):
+        for name in os.listdir(folder):
+            if name != ".fastpack" and os.path.join(folder, name) != os.path.join(root, INCOMPLETE):
+                fs.remove_tree(os.path.join(folder, name))
+    os.unlink(os.path.join(root, INCOMPLETE))
+    os.rmdir(own)
+    os.rmdir(root)
+
+
+def files_not_ours(root: str, changed: bool = False) -> list[str]:
+    """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count.
+
+    Parameters
+    ----------
+    changed : what was unpacked and changed since does not count either.
+    """
+    known: dict[str, tuple[int, int] | None] = {}
+    try:
+        with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
+            for line in file:
+                row = json.loads(line)
+                if "path" in row and row["kind"] != Kind.DIRECTORY:
+                    stated = row["kind"] == Kind.FILE and not changed
+                    known[row["path"]] = (row["size"], row["mtime"]) if stated else None
+        with open(os.path.join(root, RELOCATIONS), "rb") as file:
+            for relocated in read_relocations(file.read()):
+                known[relocated.path] = None  # its size and time follow from the prefix
+        known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest")))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None
+    return sorted(found.path for found in walk(root) if found.kind is not Kind.DIRECTORY and not _is_ours(found, known))
+
+
+def _is_ours(file: DiskFile, known: dict[str, tuple[int, int] | None]) -> bool:
+    """Whether a file is one that was unpacked, as it was unpacked, or what Python compiled of one."""
+    if file.path.startswith(INCOMPLETE + "-"):  # a marker that was killed before it had its name
+        return True
+    if file.path in known:
+        expected = known[file.path]
+        return expected is None or expected == (file.n_bytes, file.mtime_seconds)
+    return file.path.endswith(".pyc") and os.path.basename(os.path.dirname(file.path)) == "__pycache__"

@@ -1,0 +1,172 @@
+"""Exchanging a new environment for the one in its place, and keeping those that were replaced.
+
+Whatever a kill leaves is one of the two, whole, in its place; a note beside it says what was to become of the other.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastpack import fs
+from fastpack._place_py import INCOMPLETE, STATE
+from fastpack.errors import AlreadyExists, IncompleteEnvironment
+from fastpack.markers import (
+    files_not_ours,
+    inode,
+    locked_directory,
+    mark_as_debris,
+    partial,
+    remove_marked,
+    stem,
+    unlocked_marker,
+)
+
+
+def old_places(path: str, keep: int) -> list[str]:
+    """Where environments that were swapped out are kept, the newest first."""
+    return [f"{stem(path)}.old-{k}" for k in range(1, keep + 1)]
+
+
+def check_places(path: str, keep: int) -> None:
+    """Refuse what lies where replaced environments are kept and is none of these; and, in the one that would go, files
+    that fastpack did not make.
+
+    Raises
+    ------
+    AlreadyExists, IncompleteEnvironment, UsageError
+    """
+    places = old_places(path, keep)
+    for place in filter(os.path.lexists, places):
+        hint = "move it away, or keep none with --keep 0"
+        if os.path.islink(place) or not any(os.path.exists(os.path.join(place, name)) for name in (STATE, INCOMPLETE)):
+            raise AlreadyExists(
+                "where the replaced environment would be kept there is something else", path=place, hint=hint
+            )
+        if _is_debris(place):
+            continue
+        if place == places[-1] and all(map(os.path.lexists, places)) and (foreign := files_not_ours(place, True)):
+            raise AlreadyExists(
+                f"the oldest environment that was kept would go, and has {len(foreign)} files that fastpack did not"
+                f" make: {', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''}",
+                path=place, hint="move them away, or keep more with --keep",
+            )  # fmt: skip
+
+
+def _is_debris(place: str) -> bool:
+    """Whether an environment was being removed when that was killed; one that somebody is at, or that was added to
+    other things, is refused."""
+    if not os.path.lexists(os.path.join(place, INCOMPLETE)):
+        return False
+    marker = unlocked_marker(place)
+    if marker is None or marker.get("made") != "whole":
+        raise IncompleteEnvironment(
+            "where the replaced environment would be kept another one is not finished", path=place,
+            hint="wait for it to end, or look what is in it and move it away",
+        )  # fmt: skip
+    return True
+
+
+def swap(new: str, path: str, keep: int, unmark: Callable[[], None]) -> str | None:
+    """Exchange a new environment for the one at `path`; what is to be removed then, which is marked as debris.
+
+    Parameters
+    ----------
+    keep : how many that were replaced stay.
+    unmark : takes the marker out of the new one.
+
+    Raises
+    ------
+    BlockingIOError : another process is at one of them.
+    """
+    with locked_directory(path), locked_directory(new), _note(new, path, keep):
+        unmark()
+        old = new
+        try:
+            fs.exchange(new, path)
+        except OSError:  # a file system without exchange: for a moment there is none
+            old = partial(path)
+            os.rename(path, old)
+            os.rename(new, path)
+        return _set_aside(old, path, keep)
+
+
+def _set_aside(old: str, path: str, keep: int) -> str | None:
+    """Keep what was swapped out as the newest one; what is to be removed then, which is marked as debris."""
+    places = old_places(path, keep)
+    filled = list(itertools.takewhile(os.path.lexists, places))
+    gone = old if not keep else filled.pop() if len(filled) == keep else None
+    if gone is not None:
+        mark_as_debris(gone)
+    if not keep:
+        return gone
+    if gone is not None:
+        place, gone = gone, partial(path)
+        os.rename(place, gone)
+    for place, following in reversed(list(zip(filled, places[1:], strict=False))):
+        os.rename(place, following)
+    os.rename(old, places[0])
+    return gone
+
+
+@contextmanager
+def _note(new: str, old: str, keep: int) -> Iterator[None]:
+    """Note, while two environments are exchanged, which is which and how many are kept: neither bears a marker."""
+    path = f"{new}.swap"
+    with open(path, "xb") as note:
+        fs.lock(note)
+        note.write(json.dumps({"inodes": [inode(new), inode(old)], "keep": keep}).encode("ascii"))
+        note.flush()
+        yield
+    os.unlink(path)
+
+
+def finish_swaps(path: str) -> None:
+    """Bring to an end what a killed exchange left beside a destination, by what it had noted.
+
+    Raises
+    ------
+    AlreadyExists, IncompleteEnvironment, UsageError : see `check_places`.
+    """
+    random = "[0-9a-f]" * 8
+    for name in glob.glob(f"{glob.escape(stem(path))}.partial-{random}.swap"):
+        try:
+            with open(name, "rb") as note:
+                if fs.lock(note):
+                    _finish(path, _read(note.read()), glob.glob(f"{glob.escape(stem(path))}.partial-{random}"))
+                    os.unlink(name)
+        except OSError:
+            pass
+
+
+def _read(data: bytes) -> tuple[list[Any], int]:
+    """What a note says: the inodes of the new environment and of the old one, if it was written, and how many stay."""
+    try:
+        table = json.loads(data)
+        new, old = table["inodes"]
+        return [new, old], int(table.get("keep", 0))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return [], 0
+
+
+def _finish(path: str, noted: tuple[list[Any], int], beside: list[str]) -> None:
+    inodes, keep = noted
+    found = {tuple(inode(root)): root for root in beside if inode(root) in inodes}
+    if not os.path.lexists(path) and found:  # the kill came between two renames
+        back = next(found.pop(tuple(number)) for number in inodes if tuple(number) in found)
+        os.rename(back, path)
+    if not os.path.lexists(path) or inode(path) not in inodes:
+        return
+    for number, root in found.items():
+        with locked_directory(root):
+            is_old = list(number) == inodes[1]
+            if is_old:
+                check_places(path, keep)
+            gone = _set_aside(root, path, keep if is_old else 0)
+            if gone is not None:
+                remove_marked(gone)

@@ -1,0 +1,219 @@
+"""Environments that are exchanged, and those that are kept: nothing that fastpack did not make goes with them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fastpack
+from fastpack import destination, errors, swapping
+from fastpack.markers import make_marker
+from tests.conftest import run_fastpack
+from tests.test_environment import write
+
+
+@pytest.fixture
+def three(made: str, tmp_path: Path) -> list[str]:
+    """Archives of one environment at three times."""
+    archives = []
+    for number in range(3):
+        write(made, "share/number", str(number))
+        archives.append(str(tmp_path / f"{number}.tar.zst"))
+        fastpack.pack(prefix=made, output=archives[-1])
+    return archives
+
+
+@pytest.fixture
+def env(three: list[str], tmp_path: Path) -> Path:
+    """The second one, unpacked over the first, which is kept."""
+    path = tmp_path / "env"
+    fastpack.unpack(three[0], str(path))
+    fastpack.unpack(three[1], str(path), in_place=True)
+    assert numbers(path) == ["1", "0"]
+    return path
+
+
+def numbers(env: Path) -> list[str]:
+    """Which environments there are: the one in place, and those that are kept."""
+    places = [env, *(Path(place) for place in swapping.old_places(str(env), 9))]
+    return [(place / "share/number").read_text() for place in places if place.exists()]
+
+
+def beside(env: Path) -> list[str]:
+    return sorted(path.name for path in env.parent.iterdir() if path.name.startswith("env"))
+
+
+def as_link(kept: Path) -> None:
+    """To another environment, which is in use."""
+    kept.rename(kept.with_name("other"))
+    kept.symlink_to("other")
+
+
+def with_a_file(kept: Path) -> None:
+    (kept / "mine").write_text("mine")
+
+
+def as_killed_addition(kept: Path) -> None:
+    """A directory of somebody's, to which a killed run was adding an environment."""
+    (kept / "mine").write_text("mine")
+    make_marker(str(kept), {"made": "added", "names": ["share/number"], "folders": []}).close()
+
+
+def with_a_copied_marker(kept: Path) -> None:
+    make_marker(str(kept), {"made": "whole"}).close()
+    shutil.copytree(kept, kept.with_name("copy"), symlinks=True)
+    shutil.rmtree(kept)
+    kept.with_name("copy").rename(kept)
+
+
+@pytest.mark.parametrize("what", [as_link, with_a_file, as_killed_addition, with_a_copied_marker])
+def test_what_fastpack_did_not_make_is_not_removed(
+    env: Path, three: list[str], tmp_path: Path, what: Callable[[Path], None]
+) -> None:
+    kept = tmp_path / "env.old-1"
+    what(kept)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    done = run_fastpack("unpack", three[2], "-p", env, "--in-place")
+    assert done.code in (errors.AlreadyExists.exit_code, errors.IncompleteEnvironment.exit_code), done.err
+    assert "env.old-1" in done.err and done.err.count("\n") == 1
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    assert (env / "share/number").read_text() == "1"
+
+
+def test_an_environment_that_somebody_is_at_is_not_removed(env: Path, three: list[str], tmp_path: Path) -> None:
+    marker = make_marker(str(tmp_path / "env.old-1"), {"made": "whole"})
+    with marker, pytest.raises(errors.IncompleteEnvironment, match="not finished"):
+        fastpack.unpack(three[2], str(env), in_place=True)
+    assert numbers(env) == ["1", "0"]
+
+
+def test_a_file_of_ones_own_stays_while_its_environment_is_kept(env: Path, three: list[str], tmp_path: Path) -> None:
+    with_a_file(tmp_path / "env.old-1")
+    fastpack.unpack(three[2], str(env), in_place=True, keep=2)
+    assert numbers(env) == ["2", "1", "0"] and (tmp_path / "env.old-2/mine").exists()
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from fastpack import destination, fs
+n, no_exchange, number = map(int, sys.argv[1:4])
+calls = 0
+def counted(real):
+    def call(*a, **k):
+        global calls
+        calls += 1
+        if calls == n:
+            os.kill(os.getpid(), number)
+        return real(*a, **k)
+    return call
+real_swap = destination.Destination._swap
+def swap(self):
+    for name in ("unlink", "rename", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    fs.exchange = counted(fs.exchange)
+    if no_exchange:
+        def exchange(one, two):
+            raise OSError(22, "no")
+        fs.exchange = exchange
+    real_swap(self)
+destination.Destination._swap = swap
+from fastpack.cli import main
+sys.argv[1:] = sys.argv[4:]
+main()
+"""
+
+
+@pytest.mark.parametrize("no_exchange", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_whenever_it_is_killed_those_that_are_kept_are_kept(
+    env: Path, three: list[str], tmp_path: Path, number: signal.Signals, no_exchange: int
+) -> None:
+    """At each of the first system calls of the exchange: the next run has the state that there would have been."""
+    code = KILLED.format(path=sys.path)
+    for n in range(1, 16):
+        arguments = [str(n), str(no_exchange), str(int(number)), "unpack", three[2], "-p", str(env), "--in-place", "-q"]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode in (-signal.SIGKILL, 130, 0), done.stderr
+        at = numbers(env)
+        if not no_exchange:
+            assert at[0] in "12"
+        # What is left is brought to an end by the next run, whatever that is for: this one is refused.
+        with pytest.raises(errors.AlreadyExists):
+            fastpack.unpack(three[2], str(env))
+        assert numbers(env) in (["1", "0"], ["2", "1"]), (n, at)
+        assert beside(env) == ["env", "env.old-1"]
+        for place in (env, tmp_path / "env.old-1"):
+            assert not fastpack.verify(str(place)).problems, n
+            shutil.rmtree(place)
+        fastpack.unpack(three[0], str(env))
+        fastpack.unpack(three[1], str(env), in_place=True)
+
+
+def test_a_note_that_cannot_be_read_removes_nothing(env: Path, three: list[str]) -> None:
+    for text in (b"", b"[1]", b'{"inodes": 3}', b'{"inodes": [[1, 2], [3, 4]], "keep": "x"}'):
+        note = env.with_name("env.partial-01234567.swap")
+        note.write_bytes(text)
+        fastpack.unpack(three[1], str(env), in_place=True)
+        assert numbers(env) == ["1", "1"] and not note.exists()
+
+
+def test_another_process_at_it_is_told(
+    env: Path, three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = os.open(env, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(errors.IncompleteEnvironment, match="another process"):
+            fastpack.unpack(three[2], str(env), in_place=True)
+    finally:
+        os.close(descriptor)
+    assert numbers(env) == ["1", "0"] and beside(env) == ["env", "env.old-1"]
+
+
+def test_an_interrupt_does_not_wait_for_what_is_removed(
+    env: Path, three: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, calls = destination.remove_marked, []
+
+    def interrupted(root: str) -> None:
+        calls.append(root)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(root)
+
+    monkeypatch.setattr(destination, "remove_marked", interrupted)
+    monkeypatch.setattr(destination, "detached", lambda work, patience: work() or True)
+    with pytest.raises(KeyboardInterrupt):
+        fastpack.unpack(three[2], str(env), in_place=True)
+    assert len(calls) == 2 and numbers(env) == ["2", "1"] and beside(env) == ["env", "env.old-1"]
+
+
+def test_files_changed_by_hand_are_told_from_those_of_ones_own(env: Path, three: list[str], tmp_path: Path) -> None:
+    delta = str(tmp_path / "d.fpdelta")
+    fastpack.make_delta(three[1], three[2], delta)
+    (env / "share/app/plain.txt").write_text("changed by hand")
+    for archive, code in ((delta, errors.WrongBase), (three[2], errors.AlreadyExists)):
+        done = run_fastpack("unpack", archive, "-p", env, "--in-place")
+        assert done.code == code.exit_code and "changed" in done.err and "share/app/plain.txt" in done.err, done.err
+    (env / "notes").write_text("mine")
+    done = run_fastpack("unpack", delta, "-p", env, "--in-place")
+    assert done.code == errors.AlreadyExists.exit_code and "1 files that fastpack did not make: notes:" in done.err
+    (env / "notes").unlink()
+    (env / "share/app/plain.txt").write_text("nothing of interest\n")
+    os.utime(env / "share/app/plain.txt", (1, 1))
+    with pytest.raises(errors.WrongBase, match="changed"):
+        fastpack.unpack(delta, str(env), in_place=True)
+    (env / "share/number").write_text("changed by hand")
+    fastpack.unpack(delta, str(env), in_place=True, on_modified="replace")
+    assert numbers(env) == ["2", "changed by hand"]
+    fastpack.unpack(three[1], str(env), in_place=True)  # what was replaced knowingly is no hindrance later
+    assert numbers(env) == ["1", "2"]
