@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastpack._batch_py import write_back
 from fastpack.pagecache import BEHIND, BLOCK, LARGE, BecameShorter, Pages, Piece
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ DIRECT = 4 << 20
 #: Bytes before that which are given back at a time: those before them were, and a file may have gigabytes that were
 #: written while no page was fresh, which take 0.5 s for each.
 GIVEN_BACK = 4 * BEHIND
-
-_WRITE = 2  # SYNC_FILE_RANGE_WRITE, linux/fs.h
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 #: Fills a buffer with what stands so many bytes behind the start of a piece.
 _Fill = Callable[[memoryview, int], None]
@@ -166,9 +164,7 @@ class Writer:
         seconds : the thread's own time: a disk that is waited for, or the GIL, says nothing of the pages.
         """
         self._pages.took(seconds, stop - start)
-        if self._pages.are_fresh and stop - start >= LARGE and _sync_file_range is not None:
-            off_t = ctypes.c_int64
-            _sync_file_range(descriptor, off_t(start), off_t(stop - start), _WRITE)
+        if self._pages.are_fresh and stop - start >= LARGE and write_back(descriptor, start, stop - start):
             done = start - BEHIND
             if done > 0:
                 first = max(0, done - GIVEN_BACK)

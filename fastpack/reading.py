@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from fastpack._batch_py import CHANGED
+from fastpack._batch_py import CHANGED, settle
 from fastpack.errors import ChangedWhileRead, Unreadable
 from fastpack.model import DiskFile
 from fastpack.native import batch
@@ -38,7 +38,7 @@ def _open(path: str) -> int:
 
 @contextmanager
 def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
-    """An environment's file, opened for reading: (descriptor, pread); checked before and after to be what was listed.
+    """An environment's file, open and settled: (descriptor, pread); checked before and after to be what was listed.
 
     Raises
     ------
@@ -54,6 +54,7 @@ def open_source(prefix: str, file: DiskFile) -> Iterator[tuple[int, PRead]]:
     try:
         if not same():
             raise changed(path, "changed")
+        settle(descriptor)
 
         def pread(n_bytes: int, offset: int) -> bytes:
             try:

@@ -17,7 +17,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fastpack import digest, direct, pagecache
-from fastpack._batch_py import LISTED, numbers_of
+from fastpack._batch_py import LISTED, numbers_of, settle
 from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
@@ -364,6 +364,7 @@ class _Rebuilder(FrameReader):
             info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
                 raise _changed(self._root, member)
+            settle(descriptor)
             file = self._files.get(member.path)
             if file is None:
                 n_read = os.preadv(descriptor, [out], start) if out else 0

@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+import sys
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fastpack import digest, hostmemory
-from fastpack._batch_py import LISTED
+from fastpack._batch_py import LISTED, numbers_of
 from fastpack.native import batch
 from fastpack.parallel import ordered_map
 
@@ -30,6 +31,8 @@ _MAGIC = b"fpstat2\n"
 STATED = ("n_bytes", "mtime_ns", "ctime_ns", "inode", "device")
 #: Bytes of that.
 _STATED = 8 * len(STATED)
+#: Where the device stands in that.
+_DEVICE = 8 * STATED.index("device")
 #: Of each column.
 _LENGTHS = struct.Struct("<7Q")
 #: Bytes of the digest that stands for how a file is brought into archive form.
@@ -91,11 +94,17 @@ _NOTHING = _Learnt(*[b""] * len(_Learnt._fields))
 
 
 class StatTable:
-    """See `open_table`. May be used by several threads."""
+    """See `open_table`. May be used by several threads.
 
-    def __init__(self, path: str | None, kept: _Kept) -> None:
+    Parameters
+    ----------
+    device : of the files that are known: as `stated` has it.
+    """
+
+    def __init__(self, path: str | None, kept: _Kept, device: bytes) -> None:
         self._path = path
         self._kept = kept
+        self._device = device
         self._learnt: list[_Learnt] = []
         self._found: set[int] = set()
         self._settled_before = time.time_ns() - hostmemory.SETTLED
@@ -108,7 +117,12 @@ class StatTable:
         stated : what the system says of it: numbers of 64 bits, see `STATED`.
         """
         row = self._kept.index.get(path)
-        if row is None or self._kept.stated(row) != stated or self._kept.key(row) != key:
+        if (
+            row is None
+            or stated[_DEVICE:] != self._device
+            or self._kept.stated(row) != stated
+            or self._kept.key(row) != key
+        ):
             return None
         self._found.add(row)
         return self._kept.known(row)
@@ -126,11 +140,16 @@ class StatTable:
         changed : when each was changed, in nanoseconds: the later one of mtime and ctime.
         """
         columns: list[Any] = [paths, keys, mtimes, naming, slices]
-        if None in keys or max(changed, default=0) >= self._settled_before:
-            before = self._settled_before
-            kept = [key is not None and time < before for key, time in zip(keys, changed, strict=True)]
+        rows = list(_pieces(stated, _STATED))
+        elsewhere = any(row[_DEVICE:] != self._device for row in rows)
+        if elsewhere or None in keys or max(changed, default=0) >= self._settled_before:
+            before, device = self._settled_before, self._device
+            kept = [
+                key is not None and time < before and row[_DEVICE:] == device
+                for key, time, row in zip(keys, changed, rows, strict=True)
+            ]
             columns = [list(itertools.compress(column, kept)) for column in columns]
-            stated = b"".join(itertools.compress(_pieces(stated, _STATED), kept))
+            stated = b"".join(itertools.compress(rows, kept))
         self._learnt.append(_as_learnt(stated, *columns))
 
     def save(self) -> None:
@@ -163,7 +182,12 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
                 kept = _Kept(_from_bytes(file.read()))
         except (OSError, ValueError, struct.error):
             pass  # none, or a broken one
-    return StatTable(path, kept)
+    return StatTable(path, kept, _device_of(prefix))
+
+
+def _device_of(path: str) -> bytes:
+    """The last column of `STATED` for a path: another file system inside of an environment may not tell of changes."""
+    return array("q", numbers_of(os.stat(path)))[LISTED.index("device")].to_bytes(8, sys.byteorder, signed=True)
 
 
 def _as_learnt(

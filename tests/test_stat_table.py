@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import py_compile
 import shutil
 import struct
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -101,6 +103,48 @@ def test_a_change_under_the_same_size_and_mtime_is_noticed(packed: tuple[str, st
         assert full.stat().st_size == info.st_size and full.stat().st_mtime_ns == info.st_mtime_ns
         report, found, wanted = again(*packed)
         assert found == wanted and report.work["read"] >= info.st_size
+
+
+@pytest.mark.parametrize("path", ["share/large", "share/twin a", f"{SITE}/tool.py", "bin/run"])
+@pytest.mark.parametrize("how", ["as an output", "as a base"])
+def test_what_a_program_writes_to_a_mapped_file_is_noticed(
+    packed: tuple[str, str], tmp_path: Path, path: str, how: str
+) -> None:
+    """ctime tells of the first store alone, as long as the page is not written to the disk."""
+    made, out = packed
+    with open(os.path.join(made, path), "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[-2:-1] = b"1"
+        tick()
+        fastpack.pack(prefix=made, output=out, force=True)
+        tick()
+        mapped[-2:-1] = b"2"
+        base = {}
+        if how == "as a base":
+            base, out = {"base": out}, str(tmp_path / "b.tar.zst")
+        report, found, wanted = again(made, out, **base)
+        assert found == wanted and report.work["read"] > 0
+    assert Path(made, path).read_bytes()[-2:-1] == b"2"
+
+
+@pytest.mark.parametrize("path", ["share/sub/db", "share/sub/large"])
+def test_another_file_system_in_an_environment_is_not_trusted(packed: tuple[str, str], path: str) -> None:
+    """A tmpfs tells nothing of a write to a mapped file."""
+    made, out = packed
+    (folder := Path(made, "share/sub")).mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (folder / "db").write_bytes(b"x" * 5000)
+        (folder / "large").write_bytes(os.urandom(9 << 20))
+        with open(os.path.join(made, path), "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            mapped[0:1] = b"1"
+            tick()
+            fastpack.pack(prefix=made, output=out, force=True)
+            mapped[0:1] = b"2"
+            report, found, wanted = again(made, out)
+            assert found == wanted and report.work["read"] > 0
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def test_what_has_just_changed_is_not_trusted(made: str, tmp_path: Path) -> None:
