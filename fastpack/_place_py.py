@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import fnmatch
 import hashlib
 import json
@@ -166,8 +167,9 @@ def read_table(data: bytes) -> Table:
     if type(table["format"]) is not int or table["format"] != RELOCATIONS_FORMAT:
         raise ValueError("relocations of format %r, this program reads %d" % (table["format"], RELOCATIONS_FORMAT))
     placeholders = [os.fsencode(text) for text in table["placeholders"]]
-    if not all(placeholder.startswith(b"/") for placeholder in placeholders):
-        raise ValueError("a placeholder that is no path")
+    # Packages that were built on Windows have others than paths.
+    if not all(placeholders) or any(b"\0" in placeholder for placeholder in placeholders):
+        raise ValueError("a placeholder that is none")
     files = []
     for row in table["files"]:
         parts = str(row["path"]).split("/")
@@ -597,11 +599,19 @@ class TreeResult(NamedTuple):
     unsigned: list[str]  # those that could not be signed
 
 
+def read_regular(path: str) -> bytes:
+    """A file's bytes; OSError for what is no regular file: a FIFO, say, which nobody would ever write to."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", path)
+        return file.read()
+
+
 def read_state(root: str) -> dict[str, Any] | None:
     """The state of an unpacked environment, or None where nothing was relocated yet; ValueError if it is broken."""
     try:
-        with open(os.path.join(root, STATE), "rb") as file:
-            state = json.loads(os.fsdecode(file.read()))
+        state = json.loads(os.fsdecode(read_regular(os.path.join(root, STATE))))
     except FileNotFoundError:
         return None
     except RecursionError:

@@ -19,6 +19,7 @@ import numpy as np
 
 from fastpack import digest, hostmemory, pagecache, requirements
 from fastpack._batch_py import LISTED
+from fastpack._place_py import read_regular
 from fastpack.environment import Environment
 from fastpack.fs import opened_if_regular, ownership
 from fastpack.model import PackReport, Progress, Warned
@@ -164,8 +165,7 @@ def _remembered(output: str) -> _Known | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_regular(path)
     except OSError:
         return None
     data, digest_ = data[digest.N_BYTES :], data[: digest.N_BYTES]

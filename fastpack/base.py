@@ -129,7 +129,7 @@ def open_base(
             except FastpackError:
                 if path is not None:
                     raise  # but what is replaced need not be an archive, nor a whole one
-        if archive_id is not None and found != archive_id:
+        if archive_id is not None and found != archive_id.lower():
             raise WrongBase("the base is another archive", path=chosen, expected=archive_id, found=found or "none")
         if why is not None and opened is not None and any_ and opened.codec == codec.name:
             warnings = [Warned("base-other", chosen, f"frames of a base were used though {why}")]

@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from fastpack import digest, fs
@@ -160,36 +161,41 @@ def _trim(folder: str, limit: int) -> tuple[int, int]:
 
 def info(root: str) -> CacheReport:
     """How much there is in a cache."""
-    return _report(root, 0, 0, ())
+    with _explained(root):
+        return _report(root, 0, 0, ())
 
 
 def clean(root: str, limit: int) -> CacheReport:
     """Remove frames, those that were used longest ago first, until at most `limit` bytes are left."""
     folder = _existing(root)
-    try:
-        n_frames, n_bytes = _trim(folder, limit)
-    except OSError as error:
-        raise fs.explain_os_error(error, error.filename or root) from None
-    return _report(root, n_frames, n_bytes, ())
+    with _explained(root):
+        return _report(root, *_trim(folder, limit), ())
 
 
 def verify(root: str) -> CacheReport:
     """Hold every frame against its own digest; those that are damaged are removed and reported."""
     rotten: list[str] = []
     n_bytes = 0
-    for entry in entries(_existing(root)):
-        try:
-            with open(entry.path, "rb") as file:
-                data = memoryview(file.read())
-            if digest.blake(data[digest.N_BYTES :]) != data[: digest.N_BYTES]:
-                os.unlink(entry.path)
-                rotten.append(os.path.basename(entry.path))
-                n_bytes += entry.n_bytes
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise fs.explain_os_error(error, entry.path) from None
-    return _report(root, len(rotten), n_bytes, tuple(rotten))
+    with _explained(root):
+        for entry in entries(_existing(root)):
+            try:
+                with open(entry.path, "rb") as file:
+                    data = memoryview(file.read())
+                if digest.blake(data[digest.N_BYTES :]) != data[: digest.N_BYTES]:
+                    os.unlink(entry.path)
+                    rotten.append(os.path.basename(entry.path))
+                    n_bytes += entry.n_bytes
+            except FileNotFoundError:
+                continue
+        return _report(root, len(rotten), n_bytes, tuple(rotten))
+
+
+@contextmanager
+def _explained(root: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise fs.explain_os_error(error, error.filename or root) from None
 
 
 def _existing(root: str) -> str:

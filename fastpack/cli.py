@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastpack._version import VERSION
-from fastpack.console import Console, fail, interrupt, run, size
+from fastpack.console import Console, begin, fail, run, size
 from fastpack.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -701,8 +701,7 @@ def bench(
 
 def main() -> None:
     """The program: signals end in exit code 130, and a wrong usage answers in JSON too where that was asked for."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    begin()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names on disk may be no text
@@ -724,6 +723,9 @@ def main() -> None:
         sys.exit(failure.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except OSError as failure:  # of standard output, which --help and --version write to
+        fail(Console("", False, False), f"the system says: {failure.strerror}")
+        os._exit(1)  # a second try at flushing would only fail again
 
 
 if __name__ == "__main__":

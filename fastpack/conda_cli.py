@@ -6,13 +6,13 @@ Defaults (``tar.gz``, level 4, one thread, names) and exit statuses (0, or 1 on 
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from fastpack._version import VERSION
-from fastpack.console import interrupt
+from fastpack.console import begin
 
 _FORMATS = ("infer", "zip", "tar.gz", "tgz", "tar.bz2", "tar.zst", "tzst", "tbz2", "tar.xz", "txz", "tar", "parcel",
             "squashfs", "no-archive")  # fmt: skip
@@ -59,13 +59,14 @@ def build_parser(prog: str = "conda-fastpack") -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    if sys.stdout is None:  # closed: what is said is lost, as conda-pack has it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    begin()
     options = build_parser().parse_args(arguments)
     if options.version:
         sys.stdout.write(f"conda-fastpack {VERSION}\n")
         sys.exit(0)
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
         _pack(options)
     except KeyboardInterrupt:
         sys.exit("Interrupted")

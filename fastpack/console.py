@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -111,9 +112,40 @@ class Console:
         print(json.dumps(answer), file=sys.stderr if self._json_to_stderr else sys.stdout, flush=True)
 
 
+def _names(text: str, path: str) -> bool:
+    """Whether a text has a path as a word."""
+    return re.search(rf"(?<![^\s:]){re.escape(path)}(?![^\s:,;])", text) is not None
+
+
+#: What ends a command's work: Ctrl-C, a request, a lost terminal.
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def begin() -> None:
+    """Before a command's work: signals end it in exit code 130, and the three standard streams are open.
+
+    Where one was closed, the next file that is opened would get its number, and what is said be written into it. What
+    reads or writes there fails, but for messages, which are lost.
+    """
+    for end in _ENDS:
+        if end is not signal.SIGHUP or signal.getsignal(end) is not signal.SIG_IGN:  # nohup
+            signal.signal(end, interrupt)
+    for number, (name, flags, mode) in enumerate(_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False, errors="backslashreplace"))
+
+
+#: As coreutils have it: nothing can be read from a closed input, nor written to a closed output.
+_STREAMS = (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_RDWR, "w"))
+
+
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """The first signal ends the work; further ones do not disturb the cleaning up."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -136,7 +168,7 @@ def run(console: Console, work: Callable[[], Any], describe: Callable[[Any], Non
         failure = report.failure()
         console.say_rows(
             "warning",
-            [f"{w.path}: {w.message}" if w.path and w.path not in w.message else w.message for w in warnings],
+            [f"{w.path}: {w.message}" if w.path and not _names(w.message, w.path) else w.message for w in warnings],
         )
         if failure is not None:
             raise failure

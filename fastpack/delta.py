@@ -111,6 +111,7 @@ def delta(
     AlreadyExists, NoSpace
     """
     started = time.monotonic()
+    _check_output(output)
     with open_archive(old) as before, open_archive(new) as after:
         rows = list(_frames(before, after))
         wanted = _frames_with(after, ship)
@@ -154,9 +155,11 @@ def apply(path: str, base: str, output: str, force: bool = False, progress: Prog
     NewerFormat, AlreadyExists, NoSpace
     """
     started = time.monotonic()
+    _check_output(output)
     descriptor = open_descriptor(path)
     try:
         table, position = read_table(descriptor, path)
+        tail = read_tail(descriptor, path, position, table)
         with open_archive(base) as before:
             if before.archive_id != table.old:
                 raise WrongBase(
@@ -164,7 +167,7 @@ def apply(path: str, base: str, output: str, force: bool = False, progress: Prog
                     found=before.archive_id, hint="apply it to that one, or ship the whole archive",
                 )  # fmt: skip
             with _writing(output, force) as out:
-                n_frames, size = _put_together(descriptor, path, position, table, before, out, progress)
+                n_frames, size = _put_together(descriptor, path, position, table, tail, before, out, progress)
     finally:
         os.close(descriptor)
     return ApplyReport(
@@ -177,10 +180,12 @@ def apply(path: str, base: str, output: str, force: bool = False, progress: Prog
 
 
 def _put_together(
-    descriptor: int, path: str, position: int, table: Table, base: Archive, out: BinaryIO, progress: Progress
-) -> tuple[int, int]:
-    """Write the new archive: (its frames, its bytes). Every frame is held against the new archive's manifest."""
-    tail, tail_at, manifest = read_tail(descriptor, path, position, table)
+    descriptor: int, path: str, position: int, table: Table, end: tuple[bytes, int, Manifest], base: Archive,
+    out: BinaryIO, progress: Progress,
+) -> tuple[int, int]:  # fmt: skip
+    """Write the new archive: (its frames, its bytes). Every frame is held against the new archive's manifest, which
+    `end` has: see `read_tail`."""
+    tail, tail_at, manifest = end
     frames = manifest.frames
     known = {frame.packed_digest: index for index, frame in enumerate(base.manifest.frames)}
     total = sum(frame.packed_bytes for frame in frames)
@@ -205,6 +210,11 @@ def _put_together(
                              "the tail", found=tail_at)  # fmt: skip
     out.write(tail)
     return len(frames), total + len(tail)
+
+
+def _check_output(output: str) -> None:
+    if output == "-":
+        raise UsageError("it is written to a file, not to a pipe", found=output, hint="give the name of a file with -o")
 
 
 @contextmanager

@@ -67,10 +67,16 @@ def read_table(descriptor: int, path: str) -> tuple[Table, int]:
         at, packed, plain = map(int, row["manifest"])
         n_tail, tail_digest = row["tail"]
         shipped = frozenset(map(int, row["shipped"]))
+        if min(at, packed, plain, int(n_tail)) < 0:
+            raise ValueError("a negative number")
         table = Table(str(row["old"]), bytes.fromhex(row["new"]), str(row["codec"]), shipped,
                        (at, packed, plain), (int(n_tail), str(tail_digest)))  # fmt: skip
+        by_name(table.codec)
     except BROKEN as error:
         raise DamagedArchive(f"the delta's table is broken ({error})", path=path) from None
+    except DamagedArchive as error:
+        error.path = path
+        raise
     return table, _HEAD.size + n_bytes
 
 

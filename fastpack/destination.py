@@ -6,6 +6,7 @@ bears it and is not locked is debris of a killed run, and is removed by the next
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -205,7 +206,15 @@ class Destination:
     def _appear(self) -> None:
         if self._mode is Mode.RENAME:
             # Over an empty directory a rename is as atomic as over nothing.
-            os.rename(self.root, self.path)
+            try:
+                os.rename(self.root, self.path)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+                raise AlreadyExists(
+                    "another process has made something at the destination meanwhile", path=self.path,
+                    hint="look what is there, and choose another destination",
+                ) from None  # fmt: skip
         elif self._mode is Mode.SWAP:
             self._swap()
             return

@@ -57,14 +57,14 @@ def find_editables(
         folder, base = os.path.split(path)
         if base == "direct_url.json" and folder.endswith(".dist-info") and os.path.dirname(folder) in roots:
             url = _editable_url(read_text(prefix, path))
-            place = urllib.parse.unquote(urllib.parse.urlsplit(url).path) if url else ""
+            place = _place_of(url)
             name = os.path.basename(folder).split("-")[0]
         elif base.endswith(".egg-link") and folder in roots:
             place = url = read_text(prefix, path).split("\n")[0].strip()
             name = base[: -len(".egg-link")]
         else:
             continue
-        if place.startswith("/") and not (place + "/").startswith(inside):
+        if place.startswith("/") and "\0" not in place and not (place + "/").startswith(inside):
             telling[path] = (place,)
             found.append(Editable(name, path, url))
     known = {os.path.realpath(place) for places in telling.values() for place in places}
@@ -73,7 +73,8 @@ def find_editables(
         finder = base.startswith("__editable__") and base.endswith("_finder.py")
         if folder not in roots or not (finder or base.endswith(".pth")):
             continue
-        places = tuple(dict.fromkeys(_outside(read_text(prefix, path), base, os.path.join(prefix, folder), inside)))
+        outside = _outside(read_text(prefix, path), base, os.path.join(prefix, folder), inside)
+        places = tuple(dict.fromkeys(place for place in outside if "\0" not in place))
         if not places:
             continue
         telling[path] = places
@@ -92,6 +93,14 @@ def _editable_url(text: str) -> str:
         table = json.loads(text)
         return str(table.get("url", "")) if table.get("dir_info", {}).get("editable") is True else ""
     except (ValueError, AttributeError, RecursionError):
+        return ""
+
+
+def _place_of(url: str) -> str:
+    """The path in a URL; nothing in what is none."""
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    except ValueError:
         return ""
 
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
-from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_relocations, read_state
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, RelocatedFile, read_regular, read_relocations, read_state
 from fastpack.editable import Editable, find_editables, read_text
 from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable, UsageError
-from fastpack.fs import resolve
+from fastpack.fs import parents, resolve
 from fastpack.kinds import KINDS, kinds_of
 from fastpack.listing import Files, list_tree
 from fastpack.model import DiskFile, Group, GroupKind, Kind, PathEntry, Record, Warned
@@ -166,13 +166,6 @@ class Environment:
         return self.files.all()
 
 
-def _parents(path: str) -> Iterator[str]:
-    parent = os.path.dirname(path)
-    while parent:
-        yield parent
-        parent = os.path.dirname(parent)
-
-
 _E = TypeVar("_E", bound=Environment)
 
 
@@ -221,7 +214,7 @@ def _read(cls: type[_E], prefix: str) -> _E:
     owned = owned_tops.intersection(POLICY_FOLDERS)
     if owned:  # a package has files in a folder of such a name: these alone stay
         kept = {path for path in entries if path.split("/", 1)[0] in owned}
-        kept |= {parent for path in kept for parent in _parents(path)}
+        kept |= {parent for path in kept for parent in parents(path)}
         gone.update(path for path in files if path.split("/", 1)[0] in owned and path not in kept)
     gone |= (POLICY_SCRIPTS & files.keys()) - entries.keys()
     left_out |= dict.fromkeys(gone, "policy")
@@ -238,7 +231,7 @@ def _read(cls: type[_E], prefix: str) -> _E:
         (record, entry)
         for path, (record, entry) in entries.items()
         if path not in files
-        and path not in left_out
+        and left_out.get(path, "special") == "special"  # what stands in a file's place is not that file
         and path not in previously_left_out
         and entry.path_type != "directory"
     )
@@ -308,8 +301,8 @@ def _recorded_prefixes(prefix: str) -> tuple[str, ...]:
 def _recorded_files(prefix: str) -> dict[str, RelocatedFile]:
     """What fastpack recorded of files that name the prefix; nothing where it did not make the environment."""
     try:
-        with open(os.path.join(prefix, RELOCATIONS), "rb") as file:
-            return {found.path: found for found in read_relocations(file.read())}
+        table = read_regular(os.path.join(prefix, RELOCATIONS))
+        return {found.path: found for found in read_relocations(table)}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -324,11 +317,10 @@ def _previously_left_out(prefix: str) -> dict[str, str]:
     """Paths that the archive this environment came from was made without (they are not missing)."""
     paths: dict[str, str] = {}
     try:
-        with open(os.path.join(prefix, ".fastpack", "manifest"), "rb") as file:
-            for line in file:
-                if line.startswith(b'{"left_out"'):
-                    row = json.loads(line)
-                    paths[str(row["left_out"])] = str(row["why"])
+        for line in read_regular(os.path.join(prefix, ".fastpack", "manifest")).split(b"\n"):
+            if line.startswith(b'{"left_out"'):
+                row = json.loads(line)
+                paths[str(row["left_out"])] = str(row["why"])
     except (OSError, ValueError, KeyError):
         pass
     return paths

@@ -42,10 +42,14 @@ class Encoded(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """What stands behind an archive's last frame: its bytes, and their BLAKE3 (none where frames are not reused)."""
+    """What stands behind an archive's last frame: its bytes, and their BLAKE3 (none where frames are not reused).
+
+    `total` are the whole archive's, where frames are not written as they are.
+    """
 
     n_bytes: int
     digest: bytes = b""
+    total: int | None = None
 
 
 class Writer(Protocol):

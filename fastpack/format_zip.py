@@ -173,7 +173,8 @@ class _ZipWriter:
         self._out.write(directory)
         self._out.write(end)
         self._out.flush()
-        return Tail(self._offset - before + len(directory) + len(end))
+        total = self._offset + len(directory) + len(end)
+        return Tail(total - before, total=total)
 
 
 def _crc(data: memoryview) -> int:

@@ -19,7 +19,7 @@ from fastpack._batch_py import BLOCK
 from fastpack._place_py import content_mtime
 from fastpack.codec import Codec, by_magic
 from fastpack.digest import blake
-from fastpack.errors import DamagedArchive, FastpackError
+from fastpack.errors import DamagedArchive, FastpackError, Unreadable
 
 _LOCATOR_MAGIC = 0x184D2A5D
 _SEEK_MAGIC = 0x184D2A5E
@@ -172,6 +172,8 @@ def open_descriptor(path: str, flags: int = 0) -> int:
     """An archive's file, opened for reading; DamagedArchive if it cannot be."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except PermissionError as error:
+        raise Unreadable(f"the archive cannot be opened ({error.strerror})", path=path) from None
     except OSError as error:
         raise DamagedArchive(
             f"the archive cannot be opened ({error.strerror})", path=path, hint="give the path of an archive"

@@ -123,6 +123,14 @@ def resolve(path: str, target: str, links: Mapping[str, str]) -> str | None:
     return "/".join(place)
 
 
+def parents(path: str) -> Iterator[str]:
+    """The directories above a relative path, the nearest first."""
+    parent = os.path.dirname(path)
+    while parent:
+        yield parent
+        parent = os.path.dirname(parent)
+
+
 def _remove_debris(path: str) -> None:
     """Remove a killed run's file; another user's, or a living process's, is let be."""
     try:

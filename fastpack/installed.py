@@ -6,8 +6,16 @@ import os
 from typing import Any, NamedTuple
 
 from fastpack import digest
-from fastpack._place_py import INCOMPLETE, RELOCATIONS, Table, read_state, read_table
-from fastpack.errors import EnvironmentNotFound, IncompleteEnvironment, NotAnEnvironment, Unreadable
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, Table, read_regular, read_state, read_table
+from fastpack.errors import (
+    DamagedArchive,
+    EnvironmentNotFound,
+    HostileArchive,
+    IncompleteEnvironment,
+    NewerFormat,
+    NotAnEnvironment,
+    Unreadable,
+)
 from fastpack.manifest import BROKEN, MANIFEST, Manifest, from_bytes
 
 
@@ -39,11 +47,9 @@ def read_installed(root: str, with_members: bool = True) -> Installed:
             hint="pack it with fastpack pack, and unpack that",
         )  # fmt: skip
     try:
-        with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            table = read_table(file.read())
+        table = read_table(read_regular(os.path.join(root, RELOCATIONS)))
         state = read_state(root)
-        with open(os.path.join(root, MANIFEST), "rb") as file:
-            data = file.read()
+        data = read_regular(os.path.join(root, MANIFEST))
     except FileNotFoundError:
         raise IncompleteEnvironment("its manifest is missing", path=root, hint="unpack the archive again") from None
     except OSError as error:
@@ -52,7 +58,16 @@ def read_installed(root: str, with_members: bool = True) -> Installed:
         raise IncompleteEnvironment(
             f"its relocations or its state are broken ({error})", path=root, hint="unpack the archive again"
         ) from None
-    return Installed(from_bytes(data, with_members), table, state, digest.blake(data).hex())
+    try:
+        manifest = from_bytes(data, with_members)
+    except (DamagedArchive, HostileArchive) as error:
+        raise IncompleteEnvironment(
+            f"its manifest is broken ({error.message})", path=root, hint="unpack the archive again"
+        ) from None
+    except NewerFormat as error:
+        error.path = root
+        raise
+    return Installed(manifest, table, state, digest.blake(data).hex())
 
 
 def same_place(one: str | None, two: str) -> bool:

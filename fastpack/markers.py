@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from fastpack import fs
-from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_relocations
+from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_regular, read_relocations
 from fastpack.errors import UsageError
 from fastpack.listing import walk
 from fastpack.model import DiskFile, Kind
@@ -118,15 +118,13 @@ def files_not_ours(root: str, changed: bool = False) -> list[str]:
     """
     known: dict[str, tuple[int, int] | None] = {}
     try:
-        with open(os.path.join(root, ".fastpack", "manifest"), "rb") as file:
-            for line in file:
-                row = json.loads(line)
-                if "path" in row and row["kind"] != Kind.DIRECTORY:
-                    stated = row["kind"] == Kind.FILE and not changed
-                    known[row["path"]] = (row["size"], row["mtime"]) if stated else None
-        with open(os.path.join(root, RELOCATIONS), "rb") as file:
-            for relocated in read_relocations(file.read()):
-                known[relocated.path] = None  # its size and time follow from the prefix
+        for line in read_regular(os.path.join(root, ".fastpack", "manifest")).splitlines():
+            row = json.loads(line)
+            if "path" in row and row["kind"] != Kind.DIRECTORY:
+                stated = row["kind"] == Kind.FILE and not changed
+                known[row["path"]] = (row["size"], row["mtime"]) if stated else None
+        for relocated in read_relocations(read_regular(os.path.join(root, RELOCATIONS))):
+            known[relocated.path] = None  # its size and time follow from the prefix
         known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest")))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None

@@ -357,10 +357,13 @@ def _output(env: Environment, options: Options) -> tuple[Format, str]:
         output = env.name + format_.suffix if parcel is None else parcel.file_name
     if options.zip_symlinks and isinstance(format_, Zip):
         format_ = Zip(symbolic_links=True)
+    inside = [os.path.realpath(env.prefix), env.prefix]
+    cache = os.path.realpath(options.cache) if options.cache else ""
+    if any((cache + "/").startswith(prefix + "/") for prefix in inside):
+        raise UsageError("the cache would lie in the environment itself", path=options.cache, hint="keep it elsewhere")
     if output == "-":
         return format_, output
     output = os.path.abspath(output)
-    inside = [os.path.realpath(env.prefix), env.prefix]
     places = (os.path.realpath(os.path.dirname(output)), os.path.realpath(output))
     if any((place + "/").startswith(prefix + "/") for place in places for prefix in inside):
         raise UsageError("the output would lie in the environment itself", path=output, hint="write it elsewhere")
@@ -462,7 +465,8 @@ def _write(
             raise
         raise explain_os_error(error, "standard output" if job.output == "-" else job.output) from None
     frame_groups = [planned.group for planned in plan.frames]
-    return _Written(archive_id.hex(), offset + tail.n_bytes, tail, stated, frame_groups, n_naming, work)
+    total = offset + tail.n_bytes if tail.total is None else tail.total
+    return _Written(archive_id.hex(), total, tail, stated, frame_groups, n_naming, work)
 
 
 def _add_rows(

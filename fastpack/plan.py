@@ -36,7 +36,7 @@ from fastpack._version import VERSION
 from fastpack.environment import REST, Environment, source_of_pyc
 from fastpack.errors import Unrelocatable
 from fastpack.examination import UNTOUCHED, Examination, Examined
-from fastpack.fs import archive_mode, resolve
+from fastpack.fs import archive_mode, parents, resolve
 from fastpack.manifest import MAX_FRAME, PACK_JSON
 from fastpack.members import Members, Planned, in_archive
 from fastpack.model import MANIFEST_FORMAT, DiskFile, Group, GroupKind, Kind, Verdict, Warned
@@ -187,6 +187,7 @@ def make_plan(
     }
     first = _content(PACK_JSON, json.dumps(pack_json, indent=1).encode("ascii") + b"\n", 0o644)
     directories = list(_directories(env, members, arcroot, private, excluded))
+    _check_own_places([first, *generated], names, {member.path for member in directories})
     strict_modes = [(member.path, member.final_mode) for member in directories if member.final_mode is not None]
     last = _content(RELOCATIONS, write_relocations(relocated, strict_modes, strict), 0o644)
     everything = Members.of(env.files, [first, *directories]) + members + [last]
@@ -382,6 +383,24 @@ def _generated(
         state = complete_state("", dest_prefix)
         made.append(_content(".fastpack/state.json", os.fsencode(json.dumps(state, ensure_ascii=False)), 0o644))
     return [member for member in made if member.path not in taken and member.path not in env.entries]
+
+
+def _check_own_places(own: Iterable[Planned], taken: Set[str], folders: Set[str]) -> None:
+    """Refuse an environment where our own files have no place: theirs is a directory there, or lies in no directory.
+
+    Parameters
+    ----------
+    taken, folders : the paths of the environment's files and links, and of the archive's directories.
+    """
+    for path in (member.path for member in own):
+        in_the_way = path if path in folders else next((place for place in parents(path) if place in taken), None)
+        if in_the_way is not None:
+            raise Unrelocatable(
+                f"the archive's own {path} would have no place", path=in_the_way,
+                expected="nothing of that name" if in_the_way == path else "a directory",
+                found="a directory" if in_the_way == path else "a file or a link",
+                hint="rename it, or leave it out with --exclude",
+            )  # fmt: skip
 
 
 def _directories(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fastpack._place_py import read_regular
 from fastpack.errors import BadRecord, Unreadable
 from fastpack.model import PathEntry, Record
 
@@ -23,8 +24,7 @@ def read_records(prefix: str) -> list[Record]:
     raw: dict[str, bytes] = {}
     for name in names:
         try:
-            with open(os.path.join(folder, name), "rb") as file:
-                raw[f"conda-meta/{name}"] = file.read()
+            raw[f"conda-meta/{name}"] = read_regular(os.path.join(folder, name))
         except OSError as error:
             path = os.path.join(folder, name)
             raise Unreadable(f"a conda-meta record cannot be read ({error.strerror})", path=path) from None
@@ -109,7 +109,8 @@ def _record(
                 entries.append(PathEntry(installed))
                 seen.add(installed)
         for text in (table["name"], *(text for e in entries for text in (e.path, e.placeholder or ""))):
-            os.fsencode(text)
+            if b"\0" in os.fsencode(text):
+                raise ValueError("a NUL in a text")
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadRecord(
             f"a conda-meta record's list of files cannot be understood ({type(error).__name__}: {error})",
@@ -117,12 +118,14 @@ def _record(
             hint="reinstall that package",
         ) from None
     channel = table.get("channel") or table.get("schannel") or ""
+    if isinstance(channel, dict):
+        channel = str(channel.get("name", ""))
     return Record(
         path=path,
         name=str(table["name"]),
         version=str(table.get("version", "")),
         build=str(table.get("build", table.get("build_string", ""))),
-        channel=channel if isinstance(channel, str) else str(channel.get("name", "")),
+        channel=channel if isinstance(channel, str) else "",
         noarch=noarch if isinstance(noarch, str) else None,
         site_packages_path=site_packages if table["name"] == "python" else None,
         entries=tuple(entries),

@@ -381,10 +381,17 @@ def script_header(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Header
         for prefix in prefixes.plain:
             body = line[2:].lstrip(b" \t")
             if body.startswith(prefix + b"/"):
-                rest = body[len(prefix) :]
+                rest = _replaced(body[len(prefix) :], prefixes, placeholder)
                 return Header(line[: len(line) - len(body)] + placeholder + rest, len(line))
         return None
-    return Header(b"#!" + placeholder + match["path"] + match["options"], match.end())
+    options = _replaced(match["options"], prefixes, placeholder)
+    return Header(b"#!" + placeholder + match["path"] + options, match.end())
+
+
+def _replaced(text: bytes, prefixes: Prefixes, placeholder: bytes) -> bytes:
+    """A text with the placeholder wherever it names a prefix."""
+    hits = kernel.find_text(text, prefixes.plain)
+    return apply_edits(text, [Edit(offset, len(prefixes.plain[index]), placeholder) for offset, index in hits])
 
 
 def header_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterator[Header]:
@@ -447,6 +454,8 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) 
         return None
     name = inner[len(b"/bin/") :]
     options = (match["options"] or b"").strip(b" \t")
+    if placeholder in options:  # nothing stands there in the archive that a program could use
+        return None
     if b"/" in name or b"\r" in true or not re.fullmatch(rb"[\w.+-]+", name):
         return None
     if not re.fullmatch(rb"[\w.+=:,/ \t-]*", options):
@@ -457,9 +466,8 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) 
     target = here + b"/" + (b"" if way == "." else os.fsencode(way) + b"/") + name
     spaced = b" " + options if options else b""
     if _PYTHON.match(name):
-        cookie = _COOKIE.match(body.lstrip(b"\r\n").split(b"\n", 1)[0])
         end = _python_header_end(body)
-        if end is not None and (cookie is None or _UTF8.match(cookie[1].lower().replace(b"_", b"-"))):
+        if end is not None and _is_utf8(body):
             return b"#!/bin/sh\n'''exec' \"" + target + b'"' + spaced + b' "$0" "$@" #\'\'\'' + end
     elif name.startswith(b"perl"):
         # -x makes perl begin at the line that names it: without it perl would hand the file back to /bin/sh for ever.
@@ -470,10 +478,17 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) 
 
 
 def has_docstring(true: bytes, body: bytes) -> bool:
-    """Whether two lines in place of a Python script's first one would take its docstring's place, or break it."""
+    """Whether two lines in place of a Python script's first one would take its docstring's place, or break it: they
+    would also move its coding cookie to a line where Python does not look for it."""
     match = _SHEBANG.match(true)
     name = match["path"].rpartition(b"/")[2] if match is not None else b""
-    return _PYTHON.match(name) is not None and _python_header_end(body) != b""
+    return _PYTHON.match(name) is not None and (not _is_utf8(body) or _python_header_end(body) != b"")
+
+
+def _is_utf8(body: bytes) -> bool:
+    """Whether a Python script without its first line says of no other encoding than UTF-8 that it is in that."""
+    cookie = _COOKIE.match(body.lstrip(b"\r\n").split(b"\n", 1)[0])
+    return cookie is None or _UTF8.match(cookie[1].lower().replace(b"_", b"-")) is not None
 
 
 def with_header(form: ArchiveForm, header: Header, archive_header: bytes, kept: bool = False) -> ArchiveForm:

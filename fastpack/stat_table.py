@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from fastpack import digest, hostmemory
 from fastpack._batch_py import LISTED, numbers_of
+from fastpack._place_py import read_regular
 from fastpack.native import batch
 from fastpack.parallel import ordered_map
 
@@ -178,8 +179,7 @@ def open_table(prefix: str, trusted: bool = True) -> StatTable:
     kept = _Kept(_NOTHING)
     if path is not None and trusted:
         try:
-            with open(path, "rb") as file:
-                kept = _Kept(_from_bytes(file.read()))
+            kept = _Kept(_from_bytes(read_regular(path)))
         except (OSError, ValueError, struct.error):
             pass  # none, or a broken one
     return StatTable(path, kept, _device_of(prefix))
@@ -283,8 +283,7 @@ class SeenFrames:
         path = hostmemory.place("unpacked", root)
         start = len(_FRAMES_MAGIC) + digest.N_BYTES
         try:
-            with open(path or os.devnull, "rb") as file:
-                data = file.read()
+            data = b"" if path is None else read_regular(path)
         except OSError:
             return
         rest = data[start:]

@@ -6,6 +6,7 @@ say of themselves is checked when their manifest has arrived.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import lzma
@@ -166,6 +167,8 @@ def extract_stream(
         if raw.head.startswith(b"hsqs"):
             raise UsageError("a squashfs file is mounted, or unpacked by unsquashfs", path=archive,
                              hint="then run fastpack relocate on it")  # fmt: skip
+        if raw.head.startswith(b"fpdelta"):
+            raise UsageError("a delta is read from a file, not from a pipe", path=archive, hint="save it first")
         raise DamagedArchive(
             "this is no archive that fastpack knows", path=archive, expected="a tar, plain or by zstd, gzip, bzip2, xz",
             found=repr(raw.head[:8]),
@@ -369,7 +372,8 @@ def _extract_zip(
                     raise HostileArchive("a member lies outside of the archive's root", path=name)
                 info = tarfile.TarInfo(name[len(arcroot) :].rstrip("/" if writer.ours else ""))
                 mode = member.external_attr >> 16
-                info.size, info.mode = member.file_size, mode & 0o777 or (0o755 if member.is_dir() else 0o644)
+                info.size = member.file_size
+                info.mode = mode & 0o777 if mode else 0o755 if member.is_dir() else 0o644
                 # zip keeps local time, and of ours every second one of UTC
                 known = mtimes.get(info.name)
                 info.mtime = int(time.mktime((*member.date_time, 0, 0, -1))) if known is None else known
@@ -396,7 +400,8 @@ def _extract_zip(
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, *BROKEN) as error:
         raise DamagedArchive(f"the zip file cannot be read to its end ({error})", path=archive) from None
     except OSError as error:
-        if error.errno is None:  # bz2 raises a bare OSError for bad data
+        # bz2 raises a bare OSError for bad data; nobody can seek to a negative offset
+        if error.errno in (None, errno.EINVAL):
             raise DamagedArchive(f"the zip file cannot be read to its end ({error})", path=archive) from None
         raise
     if writer.ours:

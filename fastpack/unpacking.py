@@ -137,7 +137,14 @@ def _goes_at_once(job: _Job, base: str) -> bool:
 
 def _unpack(job: _Job) -> UnpackReport:
     archive = job.archive
+    given = {
+        "--base": job.options.base is not None, "--hardlink": job.options.hardlink,
+        "--verify-content": job.options.verify_content, "--on-modified": job.options.on_modified != "error",
+    }  # fmt: skip
+    asked = next((name for name, is_given in given.items() if is_given), None)
     if archive == "-":
+        if asked:
+            raise _not_from_a_pipe(asked, archive)
         return _from_stream(job, 0)
     descriptor = open_descriptor(archive)
     try:
@@ -147,12 +154,10 @@ def _unpack(job: _Job) -> UnpackReport:
             how = (links, job.options.verify_content, job.options.on_modified)
             with open_delta(descriptor, archive, base, *how) as (delta_reader, manifest, new):
                 return _from_file(replace(job, is_delta=True), delta_reader, manifest, new.hex())
-        given = {
-            "--base": job.options.base is not None, "--hardlink": job.options.hardlink,
-            "--verify-content": job.options.verify_content, "--on-modified": job.options.on_modified != "error",
-        }  # fmt: skip
-        if option := next((name for name, is_given in given.items() if is_given), None):
-            raise UsageError(f"{option} is for a delta, and this is none", path=archive)
+        if asked:
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                raise _not_from_a_pipe(asked, archive)
+            raise UsageError(f"{asked} is for a delta, and this is none", path=archive)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 raise DamagedArchive("that is a directory, not an archive", path=archive)
@@ -168,6 +173,12 @@ def _unpack(job: _Job) -> UnpackReport:
         raise
     finally:
         os.close(descriptor)
+
+
+def _not_from_a_pipe(option: str, archive: str) -> UsageError:
+    return UsageError(
+        f"{option} is for a delta, which is read from a file, not from a pipe", path=archive, hint="save it first"
+    )
 
 
 def _unpack_if_changed(job: _Job) -> UnpackReport:
