@@ -6,6 +6,7 @@ not locked is debris of a killed run.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -99,6 +100,8 @@ def mark_as_debris(root: str) -> None:
 
 def remove_marked(root: str) -> None:
     """Remove a directory that bears our marker, the marker last: a kill on the way leaves it to be recognised again."""
+    if os.path.islink(root):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), root)
     own = os.path.join(root, ".fastpack")
     for folder in (root, own):
         for name in os.listdir(folder):

@@ -136,12 +136,18 @@ def finish_swaps(path: str) -> None:
     random = "[0-9a-f]" * 8
     for name in glob.glob(f"{glob.escape(stem(path))}.partial-{random}.swap"):
         try:
-            with open(name, "rb") as note:
-                if fs.lock(note):
-                    _finish(path, _read(note.read()), glob.glob(f"{glob.escape(stem(path))}.partial-{random}"))
+            with open(name, "rb", opener=_not_through_a_link) as note:
+                # Another user's says nothing of what is to be removed here.
+                if os.fstat(note.fileno()).st_uid == os.geteuid() and fs.lock(note):
+                    beside = glob.glob(f"{glob.escape(stem(path))}.partial-{random}")
+                    _finish(path, _read(note.read()), [root for root in beside if not os.path.islink(root)])
                     os.unlink(name)
         except OSError:
             pass
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _read(data: bytes) -> tuple[list[Any], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -164,6 +165,31 @@ def test_a_note_that_cannot_be_read_removes_nothing(env: Path, three: list[str])
         note.write_bytes(text)
         fastpack.unpack(three[1], str(env), in_place=True)
         assert numbers(env) == ["1", "1"] and not note.exists()
+
+
+def test_a_link_beside_a_destination_is_not_what_was_swapped_out(env: Path, three: list[str], tmp_path: Path) -> None:
+    """A note with the inode of what the link leads to had that removed."""
+    fastpack.unpack(three[0], str(tmp_path / "other"))
+    (env.with_name("env.partial-01234567")).symlink_to("other")
+    inodes = [[info.st_dev, info.st_ino] for info in (env.stat(), (tmp_path / "other").stat())]
+    for keep in (0, 1):
+        env.with_name("env.partial-01234567.swap").write_text(json.dumps({"inodes": inodes, "keep": keep}))
+        fastpack.unpack(three[1], str(env), in_place=True)
+        assert not fastpack.verify(str(tmp_path / "other")).problems
+        assert not (tmp_path / "other/.fastpack/incomplete").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_another_users_note_is_not_believed(env: Path, three: list[str], tmp_path: Path) -> None:
+    left = env.with_name("env.partial-01234567")
+    fastpack.unpack(three[0], str(left))
+    inodes = [[info.st_dev, info.st_ino] for info in (env.stat(), left.stat())]
+    note = env.with_name("env.partial-01234567.swap")
+    note.write_text(json.dumps({"inodes": inodes, "keep": 0}))
+    os.chown(note, 1000, 1000)
+    with pytest.raises(errors.AlreadyExists):
+        fastpack.unpack(three[1], str(env))
+    assert left.exists() and note.exists()
 
 
 def test_another_process_at_it_is_told(
