@@ -489,7 +489,7 @@ def _binary_normal_form(
     for kind, named in (("binary", needles), ("slash", filled)):
         strings = scan_binary(pread, file.n_bytes, named, len(placeholder)) if named else []
         wide: list[tuple[ArchiveForm, bool]] | None = None
-        for chosen in binary_variants(strings, named, pread, file.n_bytes):
+        for position, chosen in enumerate(binary_variants(strings, named, placeholder, pread, file.n_bytes)):
             form, natural = restore_binary(chosen, named, placeholder, kind)
             if is_proven(form):
                 return form, True, ""
@@ -499,7 +499,7 @@ def _binary_normal_form(
             for found, _ in more:
                 if is_proven(found):
                     return found, True, ""
-            if chosen is strings and (strings or wide or not results):
+            if position == 0 and (chosen or wide or not results):
                 form, whole = more[0] if more else (form, not wide)
                 why = "a string names the prefix without room for a longer one" if natural or not whole else ""
                 results.append((form, why))

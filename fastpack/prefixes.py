@@ -106,12 +106,12 @@ def _takes_out(file: DiskFile, entry: PathEntry, prefixes: Prefixes, data: bytes
     forms: Iterator[ArchiveForm]
     if entry.file_mode == "binary":
         strings = scan_binary(pread, len(data), prefixes.plain, len(placeholder))
-        variants = binary_variants(strings, prefixes.plain, pread, len(data))
+        variants = binary_variants(strings, prefixes.plain, placeholder, pread, len(data))
         forms = (restore_binary(chosen, prefixes.plain, placeholder)[0] for chosen in variants)
     else:
         forms = (form for form, _ in text_variants(data, prefixes, placeholder))
     # The likely ones alone: a guess is made for many candidates.
-    for form in itertools.islice(forms, 4):
+    for form in itertools.islice(forms, 6):
         replaced = [data[edit.offset : edit.offset + edit.length] for edit in form.edits]
         named = any(prefixes.plain[0] in old and not old.startswith(b"#!/usr/bin/env ") for old in replaced)
         if named and digest.sha256(apply_edits(data, form.edits)) == entry.sha256:

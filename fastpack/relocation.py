@@ -259,13 +259,39 @@ def scan_binary(pread: PRead, n_bytes: int, needles: Sequence[bytes], slot: int)
         offset += resume
 
 
-def binary_variants(
-    strings: Sequence[CString], needles: Sequence[bytes], pread: PRead, n_bytes: int
-) -> Iterator[Sequence[CString]]:
-    """Which strings of a binary may be what conda wrote, most likely first: others may name the prefix by nature.
+def _build_root(needles: Iterable[bytes], placeholder: bytes) -> bytes | None:
+    """Where a package was built, if that lies below a prefix: what names that by nature is none of the prefix's.
 
-    All; those where the prefix ends as a path's component does; all but one.
+    Images have conda in ``/opt/conda``, and many packages were built below ``/opt/conda/conda-bld``.
     """
+    for needle in needles:
+        if placeholder.startswith(needle + b"/"):
+            return b"/".join([needle, placeholder[len(needle) + 1 :].split(b"/", 1)[0]])
+    return None
+
+
+def binary_variants(
+    strings: Sequence[CString], needles: Sequence[bytes], placeholder: bytes, pread: PRead, n_bytes: int
+) -> Iterator[Sequence[CString]]:
+    """Which hits in strings of a binary may be what conda wrote, most likely first: others may name the prefix by
+    nature.
+
+    All but those of where the package was built; all; those where the prefix ends as a path's component does; all but
+    one string.
+    """
+    build = _build_root(needles, placeholder)
+    if build is not None:
+        apart = [
+            string._replace(start=hits[0][0], hits=hits)
+            for string in strings
+            if (
+                hits := [
+                    hit for hit in string.hits if needles[hit[1]] == placeholder or pread(len(build), hit[0]) != build
+                ]
+            )
+        ]
+        if apart != strings:
+            yield apart
     yield strings
     at_boundary = [
         string
@@ -403,7 +429,12 @@ def header_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iter
         yield header
     match = _ENV_LINE.match(data)
     if match:
-        yield Header(b"#!" + placeholder + b"/bin/" + match["name"] + match["options"], match.end())
+        header = Header(b"#!" + placeholder + b"/bin/" + match["name"] + match["options"], match.end())
+        yield header
+    if header is not None and (match or _two_lines(data, prefixes.plain)):
+        # rattler drops the blanks of the line that it rewrites: autotools write "#! /path/to/perl -w".
+        for blanks in (b" ", b"  "):
+            yield header._replace(true=b"#!" + blanks + header.true[2:])
 
 
 def _python_header_end(body: bytes) -> bytes | None:
@@ -529,12 +560,16 @@ def text_variants(data: bytes, prefixes: Prefixes, placeholder: bytes) -> Iterat
         inside = [edit for edit in found.edits if edit.offset < line_end] if data.startswith(b"#!") else []
         return found, Header(apply_edits(data[:line_end], inside), line_end) if inside else None
 
-    everything, plain_header = variant(hits)
+    build = _build_root(prefixes.plain, placeholder)
+    likely = [hit for hit in hits if build is None or not data.startswith(build, hit[0])]
+    everything, plain_header = variant(likely)
     yield everything, plain_header
     for header in header_variants(data, prefixes, placeholder):
         if plain_header is not None and header == plain_header:
             continue
         yield with_header(everything, header, header.true), header
+    if likely != hits:
+        yield variant(hits)
     at_boundary = kernel.find_text(data, prefixes.plain)
     if len(at_boundary) != len(hits):
         yield variant(at_boundary)

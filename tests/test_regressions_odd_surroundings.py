@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,9 +20,10 @@ import pytest
 
 import fastpack
 from fastpack import errors
+from fastpack._place_py import placed_header
 from fastpack.console import _names
 from fastpack.deltafile import head
-from fastpack.made_prefix import MadeFile, MadePackage, install
+from fastpack.made_prefix import BUILD_PLACEHOLDER, MadeFile, MadePackage, install
 from tests.conftest import need, run_fastpack
 from tests.test_conda_unpack import conda_unpack, extract
 from tests.test_environment import SITE, dist, write
@@ -492,3 +494,55 @@ def test_the_second_of_two_unpacks_names_the_destination(
         fastpack.unpack(archive, str(target))
     assert raised.value.path == str(target) and os.listdir(target) == ["mine"]
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
+
+
+# --- packages that were built below the prefix -----------------------------------------------------------------------
+
+
+def test_row_1_where_a_package_was_built_is_none_of_the_prefix(short: Path) -> None:
+    """Images have conda in /opt/conda, and packages were built below /opt/conda/conda-bld."""
+    made, target = f"{short}/opt/conda", f"{short}/target"
+    build = f"{made}/conda-bld/samtools_1539066914295"
+    placeholder = (f"{build}/_h_env_" + "placehold_" * 25)[:255]
+    flags = f"-I{placeholder}/include -fdebug-prefix-map={build}/work=/usr/src -fdebug-prefix-map={placeholder}=/p"
+    texts = "".join(f"{name}={flags}\n" for name in ("CFLAGS", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "OPT", "BASE"))
+    code = f"\x7fELF\0compiler: {flags}\0".encode() + bytes(400) + f"table\0{placeholder}/share\0\1".encode()
+    files = {
+        "lib/Makefile": MadeFile(texts.encode(), file_mode="text", placeholder=placeholder),
+        "lib/liby.so": MadeFile(
+            code, 0o755, file_mode="binary", placeholder=placeholder
+        ),
+    }  # fmt: skip
+    install([MadePackage("samtools", files=files)], made)
+    out = f"{short}/a.tar.zst"
+    report = fastpack.pack(prefix=made, output=out)
+    assert report.verdicts["proven with a prefix"] == 2
+    fastpack.unpack(out, target)
+    wanted = texts.replace(placeholder, target)
+    assert wanted.count(f"{made}/conda-bld") == 6
+    assert Path(target, "lib/Makefile").read_text() == wanted
+    found = Path(target, "lib/liby.so").read_bytes()
+    assert len(found) == len(code) and found.count(target.encode()) == 3 and found.count(build.encode()) == 1
+    assert not fastpack.verify(target).problems
+
+
+@pytest.mark.parametrize("blanks", ["", " ", "  "])
+@pytest.mark.parametrize("name", ["with a space", "long" * 40])
+@pytest.mark.parametrize("interpreter", ["perl -w", "python -u", "bash"])
+def test_row_12_blanks_before_an_interpreter(short: Path, name: str, interpreter: str, blanks: str) -> None:
+    """An installer that rewrote the line drops them."""
+    made, target = f"{short}/{name}", f"{short}/n"
+    data = f"#!{blanks}{BUILD_PLACEHOLDER}/bin/{interpreter}\nprint(1)\n".encode()
+    package = MadePackage("am", files={"bin/tool": MadeFile(data, 0o755, file_mode="text")}, style="rattler")
+    install([package], made)
+    placed = placed_header(data, BUILD_PLACEHOLDER.encode(), made.encode())
+    assert b"#!" + blanks.encode() + made.encode() not in placed
+    Path(made, "bin/tool").write_bytes(placed)
+    record = Path(made, "conda-meta/am-1.0-0.json")
+    table = json.loads(record.read_text())
+    table["paths_data"]["paths"][0]["sha256_in_prefix"] = hashlib.sha256(placed).hexdigest()
+    record.write_text(json.dumps(table))
+    out = f"{short}/a.tar.zst"
+    assert fastpack.pack(prefix=made, output=out).verdicts["proven with a prefix"] == 1
+    fastpack.unpack(out, target)
+    assert Path(target, "bin/tool").read_bytes() == data.replace(BUILD_PLACEHOLDER.encode(), target.encode())
