@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -597,6 +598,16 @@ class TreeResult(NamedTuple):
     unfit: list[str]  # in archive form: their slots are too short for the prefix (row 6)
     signed: dict[str, str]  # sha256 of the Mach-O files, signatures included
     unsigned: list[str]  # those that could not be signed
+
+
+def lock_tree(root: str) -> int:
+    """Wait until no other process relocates a tree; a descriptor, which keeps others waiting until it is closed."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system that cannot lock a directory
+        pass
+    return descriptor
 
 
 def read_regular(path: str) -> bytes:

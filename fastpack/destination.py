@@ -19,6 +19,7 @@ from fastpack import fs
 from fastpack._place_py import INCOMPLETE, RELOCATIONS, read_state
 from fastpack.errors import AlreadyExists, FastpackError, IncompleteEnvironment, NoSpace, UsageError, WrongBase
 from fastpack.markers import (
+    RANDOM,
     files_not_ours,
     locked_directory,
     make_marker,
@@ -44,6 +45,11 @@ class Mode(Enum):
     ADD = "add"  # a directory with other things in it, and --force: entries are moved in, nothing is replaced
 
 
+def behind_links(path: str) -> str:
+    """A destination's own path: a link to a directory stays, what it leads to is filled or replaced."""
+    return os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path
+
+
 class Destination:
     """A context in which an environment is written to `root` and, by `finish`, appears at `path`.
 
@@ -66,8 +72,7 @@ class Destination:
         self, path: str, force: bool, names: Iterable[str] | None, n_bytes: int, keep: int = 0, changed: bool = False,
         for_delta: bool = False,
     ) -> None:  # fmt: skip
-        # A link to a directory stays; what it leads to is filled or replaced.
-        self.path = path = os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path
+        self.path = path = behind_links(path)
         self._names = None if names is None else set(names)
         self._lock: BinaryIO | None = None
         self._finished = False
@@ -224,6 +229,8 @@ class Destination:
 
     def _swap(self) -> None:
         """Exchange the new environment for the old one, and remove what is not kept."""
+        if foreign := files_not_ours(self.path, self._changed):
+            raise self._refused(foreign)  # made or changed while the new one was written
         try:
             gone = swap(self.root, self.path, self._keep, lambda: self._end(self.root))
         except BlockingIOError:
@@ -231,11 +238,12 @@ class Destination:
                 "another process is unpacking there", path=self.path, hint="wait for it to end"
             ) from None
         if gone is not None:
-            try:
-                remove_marked(gone)
-            except KeyboardInterrupt as interrupt:
-                _in_background(lambda: remove_marked(gone), gone, interrupt)
-                raise
+            with gone.marker:
+                try:
+                    remove_marked(gone.root)
+                except KeyboardInterrupt as interrupt:
+                    _in_background(lambda: remove_marked(gone.root), gone.root, interrupt)
+                    raise
 
     def _end(self, root: str) -> None:
         self._finished = True
@@ -262,18 +270,26 @@ class Destination:
                 if not os.path.islink(source) and not os.path.isdir(os.path.join(self.path, path)):
                     folders[path] = os.stat(source)
         os.makedirs(os.path.join(self.path, ".fastpack"), exist_ok=True)
-        with make_marker(self.path, {"made": "added", "names": own, "folders": list(folders)}):
+        inodes = [os.lstat(os.path.join(self.root, name)).st_ino for name in own]
+        content = {"made": "added", "names": own, "inodes": inodes, "folders": list(folders)}
+        with make_marker(self.path, content):
             for path, info in folders.items():
                 os.chmod(os.path.join(self.root, path), info.st_mode & 0o777 | 0o700)
                 if path != ".fastpack":
                     os.mkdir(os.path.join(self.path, path), 0o700)
             for name in sorted(own, key=lambda name: (name.startswith("bin/"), name)):
-                os.rename(os.path.join(self.root, name), os.path.join(self.path, name))
+                try:
+                    fs.rename_over_nothing(os.path.join(self.root, name), os.path.join(self.path, name))
+                except FileExistsError:
+                    raise AlreadyExists(
+                        "a path of the archive is there since the archive was read", path=os.path.join(self.path, name),
+                        hint="choose another destination",
+                    ) from None  # fmt: skip
             for path, info in reversed(folders.items()):
                 os.chmod(os.path.join(self.path, path), info.st_mode & 0o777)
                 os.utime(os.path.join(self.path, path), ns=(info.st_mtime_ns, info.st_mtime_ns))
             emptied, self.root = self.root, self.path
-            fs.remove_tree(emptied)
+            remove_marked(emptied)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -318,10 +334,9 @@ def _in_background(remove: Callable[[], None], root: str, interrupt: BaseExcepti
 def _remove_debris(path: str) -> None:
     """Remove what killed runs left for this destination; refuse it while another process is writing there."""
     finish_swaps(path)
-    random = "[0-9a-f]" * 8
     for root in [
-        *glob.glob(f"{glob.escape(stem(path))}.partial-{random}"),
-        *glob.glob(os.path.join(glob.escape(path), f".fastpack-partial-{random}")),
+        *glob.glob(f"{glob.escape(stem(path))}.partial-{RANDOM}"),
+        *glob.glob(os.path.join(glob.escape(path), f".fastpack-partial-{RANDOM}")),
     ]:
         marker = unlocked_marker(root)
         if marker is not None and marker.get("made") == "whole":
@@ -337,7 +352,7 @@ def _remove_debris(path: str) -> None:
     if content.get("made") == "whole":
         remove_marked(path)
     elif content.get("made") == "added" and isinstance(names := content.get("names"), list):
-        _remove_added(path, names, content.get("folders"))
+        _remove_added(path, names, content.get("inodes"), content.get("folders"))
     else:
         raise IncompleteEnvironment(
             "a marker of an unfinished run that cannot be read", path=os.path.join(path, INCOMPLETE),
@@ -366,7 +381,7 @@ def _remove_unmarked(root: str, path: str) -> None:
 def _remove_markers_to_be(root: str) -> None:
     """Markers that were killed before they had their name; the directory goes too if there is nothing else in it."""
     own = os.path.join(root, ".fastpack")
-    for marker in glob.glob(os.path.join(glob.escape(own), "incomplete-" + "[0-9a-f]" * 8)):
+    for marker in glob.glob(os.path.join(glob.escape(own), "incomplete-" + RANDOM)):
         try:
             with open(marker, "rb") as file:
                 if fs.lock(file):
@@ -387,18 +402,26 @@ def _remove_quietly(root: str) -> None:
         pass
 
 
-def _remove_added(root: str, names: list[object], folders: object) -> None:
-    """Take back what a killed run had added to a directory: what it had named, and nothing else."""
+def _remove_added(root: str, names: list[object], inodes: object, folders: object) -> None:
+    """Take back what a killed run had added to a directory: what it had named, and nothing else.
+
+    Parameters
+    ----------
+    inodes : of the files named: what has another one was made by somebody else since.
+    """
+    numbers = inodes if isinstance(inodes, list) and len(inodes) == len(names) else [None] * len(names)
     made = [name for name in (folders if isinstance(folders, list) else []) if _is_path(name)]
     for name in made:
         full = os.path.join(root, name)
         if os.path.isdir(full) and not os.path.islink(full):
             os.chmod(full, 0o700)  # it may have had its strict mode already
-    for name in names:
+    for name, number in zip(names, numbers, strict=True):
         if _is_path(name):
+            full = os.path.join(root, str(name))
             try:
-                os.unlink(os.path.join(root, str(name)))
-            except FileNotFoundError:
+                if number is None or os.lstat(full).st_ino == number:
+                    os.unlink(full)
+            except (FileNotFoundError, NotADirectoryError):
                 pass
     # The marker goes when all that it names is gone.
     os.unlink(os.path.join(root, INCOMPLETE))

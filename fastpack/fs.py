@@ -7,6 +7,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _PARTIAL = ".fastpack-partial-"
+#: What `token_hex(4)` gives.
+_RANDOM = re.compile("[0-9a-f]{8}")
 
 
 def archive_mode(mode: int, is_directory: bool, private_umask: bool) -> int:
@@ -286,7 +289,7 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
     try:  # an interrupt may come at any moment
         try:
             for entry in os.listdir(folder):
-                if entry.startswith(stem):
+                if entry.startswith(stem) and _RANDOM.fullmatch(entry[len(stem) :]):
                     _remove_debris(os.path.join(folder, entry))
             replaced = opened_if_regular(path)
             out = Output(temporary, replaced)
@@ -302,6 +305,8 @@ def new_file(path: str, force: bool) -> Iterator[Output]:
             # link, not rename: another process may have made the file since, and is not asked about.
             if out.finish(path):
                 return
+            # NFS, FUSE and quotas tell some errors only when a file is closed; the lock stays.
+            os.close(os.dup(out.fileno()))
             if force:
                 os.rename(temporary, path)
             else:
@@ -358,12 +363,31 @@ def opened_if_regular(path: str) -> int | None:
 
 
 def exchange(first: str, second: str) -> None:
-    """Swap two directory entries at once (renameat2 with RENAME_EXCHANGE); OSError where the kernel cannot."""
+    """Swap two directory entries at once; OSError where the kernel or the file system cannot."""
+    _renameat2(first, second, _RENAME_EXCHANGE)
+
+
+def rename_over_nothing(source: str, target: str) -> None:
+    """Rename; FileExistsError if there is something of the new name (where the kernel cannot tell, if there was)."""
+    try:
+        _renameat2(source, target, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(source, target)
+
+
+#: linux/fs.h
+_RENAME_NOREPLACE, _RENAME_EXCHANGE, _AT_FDCWD = 1, 2, -100
+
+
+def _renameat2(first: str, second: str, flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    at_fdcwd, rename_exchange = -100, 2
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), first)
-    if libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) != 0:
+    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), flags) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), first)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fastpack import fs
-from fastpack._place_py import INCOMPLETE, RELOCATIONS, STATE, read_regular, read_relocations
+from fastpack._place_py import EPOCH_2000, INCOMPLETE, RELOCATIONS, SPAN, STATE, read_regular, read_relocations
 from fastpack.errors import UsageError
 from fastpack.listing import walk
 from fastpack.model import DiskFile, Kind
@@ -33,7 +34,11 @@ def partial(path: str) -> str:
     return f"{stem(path)}.partial-{secrets.token_hex(4)}"
 
 
-def make_marker(root: str, content: dict[str, object]) -> BinaryIO:
+#: What `token_hex(4)` gives, as a pattern.
+RANDOM = "[0-9a-f]" * 8
+
+
+def make_marker(root: str, content: Mapping[str, object]) -> BinaryIO:
     """Mark a directory as unfinished, at once and locked. The marker names the directory it was made for by its inode:
     one that came there in another way (in an archive, by a copy) allows nobody to remove anything."""
     path = os.path.join(root, INCOMPLETE)
@@ -89,13 +94,13 @@ def locked_directory(path: str) -> Iterator[None]:
 
 def remove_environment(root: str) -> None:
     """Remove an environment that was taken out of its place; marked first, so that a kill leaves it recognisable."""
-    mark_as_debris(root)
-    remove_marked(root)
+    with mark_as_debris(root):
+        remove_marked(root)
 
 
-def mark_as_debris(root: str) -> None:
-    """Whoever comes next removes it."""
-    make_marker(root, {"made": "whole"}).close()
+def mark_as_debris(root: str) -> BinaryIO:
+    """Whoever comes next removes it, as soon as the marker is closed."""
+    return make_marker(root, {"made": "whole"})
 
 
 def remove_marked(root: str) -> None:
@@ -112,6 +117,17 @@ def remove_marked(root: str) -> None:
     os.rmdir(root)
 
 
+def remove_partials(path: str) -> None:
+    """Remove what killed runs left beside a destination, where it is marked; another user's is let be."""
+    for root in glob.glob(f"{glob.escape(stem(path))}.partial-{RANDOM}"):
+        marker = unlocked_marker(root)
+        if marker is not None and marker.get("made") == "whole":
+            try:
+                remove_marked(root)
+            except OSError:  # another user's, or another process is removing it
+                pass
+
+
 def files_not_ours(root: str, changed: bool = False) -> list[str]:
     """Files of an unpacked environment that are not what was unpacked; what Python compiled does not count.
 
@@ -119,26 +135,57 @@ def files_not_ours(root: str, changed: bool = False) -> list[str]:
     ----------
     changed : what was unpacked and changed since does not count either.
     """
-    known: dict[str, tuple[int, int] | None] = {}
+    known: dict[str, _Known] = {}
+    others: dict[str, str] = {}  # further names
     try:
         for line in read_regular(os.path.join(root, ".fastpack", "manifest")).splitlines():
             row = json.loads(line)
-            if "path" in row and row["kind"] != Kind.DIRECTORY:
-                stated = row["kind"] == Kind.FILE and not changed
-                known[row["path"]] = (row["size"], row["mtime"]) if stated else None
-        for relocated in read_relocations(read_regular(os.path.join(root, RELOCATIONS))):
-            known[relocated.path] = None  # its size and time follow from the prefix
-        known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest")))
+            if "path" not in row or row["kind"] == Kind.DIRECTORY:
+                continue
+            path, kind = row["path"], row["kind"]
+            if changed:
+                known[path] = _Known()
+            elif kind == Kind.LINK:
+                known[path] = _Known(Kind.LINK, target=row["target"])
+            elif kind == Kind.HARDLINK:
+                others[path] = row["target"]
+            else:
+                known[path] = _Known(Kind.FILE, row["size"], row["mtime"])
+        relocated = {file.path for file in read_relocations(read_regular(os.path.join(root, RELOCATIONS)))}
+        if not changed:  # their size and time follow from the prefix
+            known.update(dict.fromkeys(relocated, _Known(Kind.FILE)))
+        known.update({path: known[target] for path, target in others.items()})
+        known.update(dict.fromkeys((INCOMPLETE, STATE, RELOCATIONS, ".fastpack/manifest"), _Known()))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the environment there has no manifest that can be read ({error})", path=root) from None
     return sorted(found.path for found in walk(root) if found.kind is not Kind.DIRECTORY and not _is_ours(found, known))
 
 
-def _is_ours(file: DiskFile, known: dict[str, tuple[int, int] | None]) -> bool:
+class _Known(NamedTuple):
+    """What is known of a file that was unpacked: None is for what is not."""
+
+    kind: Kind | None = None
+    n_bytes: int | None = None
+    mtime: int | None = None
+    target: str = ""
+
+    def is_like(self, file: DiskFile) -> bool:
+        """Whether a file is as it was unpacked, by what the system says of it."""
+        if self.kind is None:
+            return True
+        if self.kind is not file.kind or self.target != file.target:
+            return False
+        if self.kind is Kind.LINK:
+            return True
+        if self.mtime is None:  # of what was placed, a function of its bytes
+            return file.mtime_ns % 2_000_000_000 == 0 and EPOCH_2000 <= file.mtime_seconds < EPOCH_2000 + 2 * SPAN
+        return (self.n_bytes, self.mtime) == (file.n_bytes, file.mtime_seconds)
+
+
+def _is_ours(file: DiskFile, known: dict[str, _Known]) -> bool:
     """Whether a file is one that was unpacked, as it was unpacked, or what Python compiled of one."""
     if file.path.startswith(INCOMPLETE + "-"):  # a marker that was killed before it had its name
         return True
     if file.path in known:
-        expected = known[file.path]
-        return expected is None or expected == (file.n_bytes, file.mtime_seconds)
+        return known[file.path].is_like(file)
     return file.path.endswith(".pyc") and os.path.basename(os.path.dirname(file.path)) == "__pycache__"

@@ -6,11 +6,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from fastpack import digest, requirements
 from fastpack._place_py import (
+    INCOMPLETE,
     RELOCATIONS,
     STATE,
     Mismatch,
@@ -19,6 +22,7 @@ from fastpack._place_py import (
     Stated,
     begin_state,
     check_pad,
+    lock_tree,
     place,
     relocate_tree,
     replace_file,
@@ -35,6 +39,7 @@ from fastpack.examine import examine
 from fastpack.fs import explain_os_error, remove_tree
 from fastpack.installed import read_installed
 from fastpack.listing import Files
+from fastpack.markers import make_marker, remove_partials
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
 from fastpack.reading import open_source
@@ -81,12 +86,44 @@ def relocate(
         raise UsageError("the target prefix must be an absolute path below /, without a newline", found=repr(target))
     if pad is not None and (rule := check_pad(pad)) is not None:
         raise UsageError("no such padding", expected="conda, slash, or GLOB=slash", found=rule)
-    manifest, table, state, archive_id = read_installed(root)
     if overlay is not None:
         return _overlay(root, os.path.abspath(overlay), target, pad, strict, ignore_requirements, started)
+    asked = _Asked(root, target, pad, strict, ignore_requirements, dest_prefix is not None)
+    with _alone_in(root):
+        return _relocate(asked, n_threads if n_threads > 0 else default_threads(), progress, started)
+
+
+class _Asked(NamedTuple):
+    """What `relocate` was asked for; `elsewhere`: for another prefix than the environment's own path."""
+
+    root: str
+    target: str
+    pad: Sequence[str] | None
+    strict: bool
+    ignore_requirements: bool
+    elsewhere: bool
+
+
+@contextmanager
+def _alone_in(root: str) -> Iterator[None]:
+    """Wait until nobody else relocates an environment; one that is not there is not locked."""
+    try:
+        lock = lock_tree(root)
+    except OSError:
+        yield  # and reading it says why
+        return
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _relocate(asked: _Asked, threads: int, progress: Progress, started: float) -> RelocateReport:
+    root, target, pad, strict, ignore_requirements, elsewhere = asked
+    manifest, table, state, archive_id = read_installed(root)
     files = table.files
     warnings: list[Warned] = []
-    warnings += requirements.check(manifest.header["requires"], dest_prefix is not None, ignore_requirements)
+    warnings += requirements.check(manifest.header["requires"], elsewhere, ignore_requirements)
     strict = strict or table.strict
     check_target(target, files, strict)
     previous = None if state is None else state["prefix"]
@@ -97,7 +134,6 @@ def relocate(
     try:
         if state is not None and state["complete"]:
             known = {member.path: (member.n_bytes, member.mtime) for member in manifest.members}
-            threads = n_threads if n_threads > 0 else default_threads()
             # What is in none of the forms we know was written anew since (by pip, say): looked at like a new file.
             strange = set(relocate_tree(root, target, files, state, KERNELS, dry_run=True).left)
             kept = [file for file in files if file.path not in strange]
@@ -159,8 +195,10 @@ def _overlay(
     if (os.path.realpath(overlay) + "/").startswith(os.path.realpath(root) + "/"):
         raise UsageError("the overlay would lie in the environment itself", path=overlay)
     partial = f"{overlay}.partial-{secrets.token_hex(4)}"
+    remove_partials(overlay)
     try:
-        os.mkdir(partial)
+        os.makedirs(os.path.join(partial, ".fastpack"))
+        marker = make_marker(partial, {"made": "whole"})
         try:
             for path in (*(file.path for file in table.files), STATE):
                 _copy_below(root, partial, path)
@@ -173,11 +211,16 @@ def _overlay(
                     os.unlink(os.path.join(partial, path))
             for folder, _, _ in os.walk(partial, topdown=False):
                 below = os.path.relpath(folder, partial)
-                os.chmod(folder, os.stat(os.path.join(root, below)).st_mode & 0o7777)
+                if below != ".fastpack":
+                    os.chmod(folder, _mode_of(os.path.join(root, below)))
+            os.unlink(os.path.join(partial, INCOMPLETE))
+            os.chmod(os.path.join(partial, ".fastpack"), _mode_of(os.path.join(root, ".fastpack")))
             os.rename(partial, overlay)
         except BaseException:
             remove_tree(partial)
             raise
+        finally:
+            marker.close()
     except OSError as error:
         raise explain_os_error(error, error.filename or overlay) from None
     return RelocateReport(
@@ -185,6 +228,10 @@ def _overlay(
         n_unchanged=len(result.unchanged), n_added=0, left=tuple(result.left),
         elapsed_seconds=time.monotonic() - started, warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def _mode_of(path: str) -> int:
+    return os.stat(path).st_mode & 0o7777
 
 
 def _copy_below(root: str, other: str, path: str) -> None:
@@ -195,7 +242,7 @@ def _copy_below(root: str, other: str, path: str) -> None:
         place = os.path.join(other, parent)
         if not os.path.isdir(place):
             os.mkdir(place)
-            os.chmod(place, os.stat(os.path.join(root, parent)).st_mode & 0o7777 | 0o700)
+            os.chmod(place, _mode_of(os.path.join(root, parent)) | 0o700)
     source = os.path.join(root, path)
     if os.path.isfile(source) and not os.path.islink(source):
         shutil.copy2(source, os.path.join(other, path))

@@ -5,18 +5,20 @@ Whatever a kill leaves is one of the two, whole, in its place; a note beside it 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from fastpack import fs
-from fastpack._place_py import INCOMPLETE, STATE
+from fastpack._place_py import INCOMPLETE, read_state
 from fastpack.errors import AlreadyExists, IncompleteEnvironment
 from fastpack.markers import (
+    RANDOM,
     files_not_ours,
     inode,
     locked_directory,
@@ -43,12 +45,18 @@ def check_places(path: str, keep: int) -> None:
     """
     places = old_places(path, keep)
     for place in filter(os.path.lexists, places):
-        hint = "move it away, or keep none with --keep 0"
-        if os.path.islink(place) or not any(os.path.exists(os.path.join(place, name)) for name in (STATE, INCOMPLETE)):
+        is_debris = not os.path.islink(place) and _is_debris(place)
+        if not is_debris and not _was_kept(place, path):
             raise AlreadyExists(
-                "where the replaced environment would be kept there is something else", path=place, hint=hint
-            )
-        if _is_debris(place):
+                "where the replaced environment would be kept there is something else", path=place,
+                hint="move it away, or keep none with --keep 0",
+            )  # fmt: skip
+        if os.path.ismount(place) or not os.access(os.path.join(place, ".fastpack"), os.W_OK | os.X_OK):
+            raise AlreadyExists(
+                "an environment that was kept is a mount point or may not be written, so it cannot be moved on",
+                path=place, hint="move it away, or keep none with --keep 0",
+            )  # fmt: skip
+        if is_debris:
             continue
         if place == places[-1] and all(map(os.path.lexists, places)) and (foreign := files_not_ours(place, True)):
             raise AlreadyExists(
@@ -56,6 +64,20 @@ def check_places(path: str, keep: int) -> None:
                 f" make: {', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''}",
                 path=place, hint="move them away, or keep more with --keep",
             )  # fmt: skip
+
+
+def _was_kept(place: str, path: str) -> bool:
+    """Whether an environment was once in the place of another one: it still says so."""
+    if os.path.islink(place):
+        return False
+    try:
+        state, now = read_state(place), read_state(path)
+    except (OSError, ValueError):
+        return False
+    target = None if state is None else state.get("target")
+    if target is None or now is None:
+        return False
+    return os.path.realpath(target) == os.path.realpath(path) or bool(target == now.get("target"))
 
 
 def _is_debris(place: str) -> bool:
@@ -72,8 +94,15 @@ def _is_debris(place: str) -> bool:
     return True
 
 
-def swap(new: str, path: str, keep: int, unmark: Callable[[], None]) -> str | None:
-    """Exchange a new environment for the one at `path`; what is to be removed then, which is marked as debris.
+class Gone(NamedTuple):
+    """An environment that is to be removed: it is marked, and nobody else does it while the marker is open."""
+
+    root: str
+    marker: BinaryIO
+
+
+def swap(new: str, path: str, keep: int, unmark: Callable[[], None]) -> Gone | None:
+    """Exchange a new environment for the one at `path`; what is to be removed then.
 
     Parameters
     ----------
@@ -96,18 +125,17 @@ def swap(new: str, path: str, keep: int, unmark: Callable[[], None]) -> str | No
         return _set_aside(old, path, keep)
 
 
-def _set_aside(old: str, path: str, keep: int) -> str | None:
-    """Keep what was swapped out as the newest one; what is to be removed then, which is marked as debris."""
+def _set_aside(old: str, path: str, keep: int) -> Gone | None:
+    """Keep what was swapped out as the newest one; what is to be removed then."""
+    if not keep:
+        return Gone(old, mark_as_debris(old))
     places = old_places(path, keep)
     filled = list(itertools.takewhile(os.path.lexists, places))
-    gone = old if not keep else filled.pop() if len(filled) == keep else None
-    if gone is not None:
-        mark_as_debris(gone)
-    if not keep:
-        return gone
-    if gone is not None:
-        place, gone = gone, partial(path)
-        os.rename(place, gone)
+    gone = None
+    if len(filled) == keep:
+        last = filled.pop()
+        gone = Gone(partial(path), mark_as_debris(last))
+        os.rename(last, gone.root)
     for place, following in reversed(list(zip(filled, places[1:], strict=False))):
         os.rename(place, following)
     os.rename(old, places[0])
@@ -132,18 +160,32 @@ def finish_swaps(path: str) -> None:
     Raises
     ------
     AlreadyExists, IncompleteEnvironment, UsageError : see `check_places`.
+    Unreadable : it cannot be done.
     """
-    random = "[0-9a-f]" * 8
-    for name in glob.glob(f"{glob.escape(stem(path))}.partial-{random}.swap"):
+    for name in glob.glob(f"{glob.escape(stem(path))}.partial-{RANDOM}.swap"):
         try:
             with open(name, "rb", opener=_not_through_a_link) as note:
                 # Another user's says nothing of what is to be removed here.
                 if os.fstat(note.fileno()).st_uid == os.geteuid() and fs.lock(note):
-                    beside = glob.glob(f"{glob.escape(stem(path))}.partial-{random}")
+                    beside = glob.glob(f"{glob.escape(stem(path))}.partial-{RANDOM}")
                     _finish(path, _read(note.read()), [root for root in beside if not os.path.islink(root)])
                     os.unlink(name)
-        except OSError:
+        except FileNotFoundError:  # another process was faster
             pass
+        except BlockingIOError:
+            raise IncompleteEnvironment(
+                "another process is at an environment that was replaced", path=path, hint="wait for it to end"
+            ) from None
+        except OSError as error:
+            if _is_mine(name):  # what was replaced must not be lost
+                raise fs.explain_os_error(error, error.filename or name) from None
+
+
+def _is_mine(path: str) -> bool:
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _not_through_a_link(path: str, flags: int) -> int:
@@ -174,5 +216,6 @@ def _finish(path: str, noted: tuple[list[Any], int], beside: list[str]) -> None:
             if is_old:
                 check_places(path, keep)
             gone = _set_aside(root, path, keep if is_old else 0)
-            if gone is not None:
-                remove_marked(gone)
+        if gone is not None:
+            with gone.marker, contextlib.suppress(OSError):  # the next run tries again
+                remove_marked(gone.root)

@@ -31,7 +31,7 @@ from fastpack._place_py import (
     write_state,
 )
 from fastpack.deltafile import is_delta, read_new_id
-from fastpack.destination import Destination
+from fastpack.destination import Destination, behind_links
 from fastpack.errors import DamagedArchive, HostileArchive, NotAnEnvironment, PrefixTooLong, UsageError
 from fastpack.extracting import extractor, finish_directories, make_links, write_manifest
 from fastpack.frames import open_descriptor, read_archive_id, read_manifest
@@ -45,6 +45,7 @@ from fastpack.relocation import KERNELS
 from fastpack.sharing import Links
 from fastpack.stat_table import remember_frames
 from fastpack.stream import extract_stream
+from fastpack.swapping import finish_swaps
 from fastpack.targets import check_ascii, check_prefix, check_target
 
 #: Bytes of a path that Linux opens, without its NUL.
@@ -149,6 +150,8 @@ def _unpack(job: _Job) -> UnpackReport:
     descriptor = open_descriptor(archive)
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_delta(descriptor):
+            if job.options.in_place:
+                finish_swaps(behind_links(job.destination))  # or the base would be what a kill left in its place
             base = os.path.abspath(job.options.base or job.destination)
             links = Links.ALL if job.options.hardlink else Links.ALONE if _goes_at_once(job, base) else Links.NONE
             how = (links, job.options.verify_content, job.options.on_modified)

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 import fastpack
-from fastpack import destination, errors, swapping
+from fastpack import destination, errors, extracting, fs, swapping
+from fastpack._place_py import Stated
 from fastpack.markers import make_marker
-from tests.conftest import run_fastpack
+from fastpack.model import Progress
+from tests.conftest import need, run_fastpack
+from tests.test_conda_unpack import conda_unpack, extract
 from tests.test_environment import write
 
 
@@ -75,7 +78,18 @@ def with_a_copied_marker(kept: Path) -> None:
     kept.with_name("copy").rename(kept)
 
 
-@pytest.mark.parametrize("what", [as_link, with_a_file, as_killed_addition, with_a_copied_marker])
+def as_one_of_its_own(kept: Path) -> None:
+    """An environment that was unpacked there, and never replaced."""
+    shutil.rmtree(kept)
+    fastpack.unpack(str(kept.with_name("0.tar.zst")), str(kept))
+
+
+def with_a_link_replaced(kept: Path) -> None:
+    (kept / "share/app/link").unlink()
+    (kept / "share/app/link").write_text("mine")
+
+
+@pytest.mark.parametrize("what", [as_link, with_a_file, as_killed_addition, with_a_copied_marker, as_one_of_its_own])
 def test_what_fastpack_did_not_make_is_not_removed(
     env: Path, three: list[str], tmp_path: Path, what: Callable[[Path], None]
 ) -> None:
@@ -243,3 +257,224 @@ def test_files_changed_by_hand_are_told_from_those_of_ones_own(env: Path, three:
     assert numbers(env) == ["2", "changed by hand"]
     fastpack.unpack(three[1], str(env), in_place=True)  # what was replaced knowingly is no hindrance later
     assert numbers(env) == ["1", "2"]
+
+
+@pytest.mark.parametrize("path", ["bin/app", "lib/libapp.so", "share/app/link", "conda-meta/history"])
+def test_what_was_edited_by_hand_is_not_replaced(env: Path, three: list[str], path: str) -> None:
+    """Also a file that names the prefix, whose size and time follow from that, and a link that is a file now."""
+    if (env / path).is_symlink():
+        (env / path).unlink()
+    (env / path).write_bytes(b"mine")
+    with pytest.raises(errors.AlreadyExists, match="were changed"):
+        fastpack.unpack(three[2], str(env), force=True)
+    assert (env / path).read_bytes() == b"mine"
+
+
+def test_a_file_made_meanwhile_stays(env: Path, three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = extracting.Extractor.run
+
+    def and_write(self: extracting.Extractor, progress: Progress) -> dict[str, Stated]:
+        (env / "mine").write_text("mine")
+        return run(self, progress)
+
+    monkeypatch.setattr(extracting.Extractor, "run", and_write)
+    with pytest.raises(errors.AlreadyExists, match="did not make: mine"):
+        fastpack.unpack(three[2], str(env), in_place=True)
+    assert numbers(env) == ["1", "0"] and beside(env) == ["env", "env.old-1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root without its powers")
+def test_kept_environments_that_may_not_be_written_are_refused_first(env: Path, three: list[str]) -> None:
+    """The exchange was made, the new one in its place, and each further run removed another one."""
+    subprocess.run(["chmod", "-R", "a-w", f"{env}.old-1"], check=True)
+    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", sys.executable, "-m", "fastpack.cli"]
+    for _ in range(2):
+        done = subprocess.run([*command, "unpack", three[2], "-p", str(env), "--in-place"], capture_output=True)
+        assert done.returncode == errors.AlreadyExists.exit_code and b"moved on" in done.stderr, done.stderr
+        assert numbers(env) == ["1", "0"] and beside(env) == ["env", "env.old-1"]
+
+
+def test_what_cannot_be_kept_is_not_lost(env: Path, three: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def refused(one: str, other: str) -> None:
+        if ".old-" in f"{one}{other}":
+            raise OSError(16, "Device or resource busy", one)
+        rename(one, other)
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", refused)
+            with pytest.raises(errors.Unreadable, match="busy"):
+                fastpack.unpack(three[2], str(env), in_place=True)
+        assert len(beside(env)) == 4, "the new one, the replaced one with its note, and the kept one"
+    with pytest.raises(errors.AlreadyExists):
+        fastpack.unpack(three[2], str(env))
+    assert numbers(env) == ["2", "1"] and beside(env) == ["env", "env.old-1"]
+
+
+def test_a_delta_that_was_killed_after_the_exchange_runs_again(
+    env: Path, three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta = str(tmp_path / "d.fpdelta")
+    fastpack.make_delta(three[1], three[2], delta)
+    code = KILLED.format(path=sys.path)
+    for n in range(1, 12):
+        arguments = [str(n), "0", "9", "unpack", delta, "-p", str(env), "--in-place", "--keep", "0", "-q"]
+        subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+        done = run_fastpack("unpack", delta, "-p", env, "--in-place", "--keep", "0", "--if-changed")
+        assert done.code == 0, (n, done.err)
+        assert [name for name in beside(env) if "partial" in name and n < 3] == []
+        fastpack.unpack(three[1], str(env), in_place=True, keep=0)
+        assert beside(env) == ["env", "env.old-1"], n
+
+
+def test_names_that_are_cut_do_not_share_what_is_kept(three: list[str], tmp_path: Path) -> None:
+    """Names of 240 bytes have no room for a suffix."""
+    one, other = (tmp_path / f"{'e' * 239}{end}" for end in "xy")
+    for path in (one, other):
+        fastpack.unpack(three[0], str(path), dest_prefix=f"/opt/{path.name[-1]}")
+    fastpack.unpack(three[1], str(one), in_place=True, dest_prefix="/opt/x")
+    with pytest.raises(errors.AlreadyExists, match="something else"):
+        fastpack.unpack(three[1], str(other), in_place=True, dest_prefix="/opt/y")
+
+
+# --- added to a directory --------------------------------------------------------------------------------------------
+
+
+def test_files_made_after_a_killed_addition_stay(three: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write(str(target), "mine", "mine")
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+from fastpack import fs
+real, n = fs.rename_over_nothing, 0
+def rename(one, other):
+    global n
+    n += 1
+    if n == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(one, other)
+fs.rename_over_nothing = rename
+import fastpack
+fastpack.unpack(sys.argv[1], sys.argv[2], force=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code, three[0], str(target)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (target / "share/number").exists()
+    write(str(target), "share/number", "mine")
+    with pytest.raises(errors.AlreadyExists):
+        fastpack.unpack(three[0], str(target))
+    left = sorted(str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir())
+    assert left == ["mine", "share/number"] and (target / "share/number").read_text() == "mine"
+
+
+def test_a_file_made_while_it_is_added_is_not_overwritten(
+    three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    write(str(target), "mine", "mine")
+    rename = fs.rename_over_nothing
+
+    def and_write(one: str, other: str) -> None:
+        if other.endswith("share/number"):
+            Path(other).write_text("mine")
+        rename(one, other)
+
+    monkeypatch.setattr(fs, "rename_over_nothing", and_write)
+    with pytest.raises(errors.AlreadyExists, match="is there since"):
+        fastpack.unpack(three[0], str(target), force=True)
+    left = sorted(str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir())
+    assert left == ["mine", "share/number"] and (target / "share/number").read_text() == "mine"
+
+
+def test_a_rename_over_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        (tmp_path / "one").write_text("1")
+        fs.rename_over_nothing(str(tmp_path / "one"), str(tmp_path / "other"))
+        (tmp_path / "one").write_text("2")
+        with pytest.raises(FileExistsError):
+            fs.rename_over_nothing(str(tmp_path / "one"), str(tmp_path / "other"))
+        assert (tmp_path / "other").read_text() == "1"
+        (tmp_path / "other").unlink()
+
+        def no(*_: object) -> None:
+            raise OSError(22, "no")
+
+        monkeypatch.setattr(fs, "_renameat2", no)
+
+
+# --- other outputs ---------------------------------------------------------------------------------------------------
+
+
+def test_an_error_that_only_closing_tells_comes_before_the_rename(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.tar.zst"
+    fastpack.pack(prefix=made, output=str(out))
+    before = out.read_bytes()
+    write(made, "share/more", "more")
+    real = os.close
+
+    def close(descriptor: int) -> None:
+        written = ".fastpack-partial-" in os.readlink(f"/proc/self/fd/{descriptor}")
+        real(descriptor)
+        if written:
+            raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(errors.NoSpace):
+        fastpack.pack(prefix=made, output=str(out), force=True)
+    assert out.read_bytes() == before and os.listdir(tmp_path).count("a.tar.zst") == 1
+
+
+def test_a_file_of_ones_own_beside_an_output_is_no_debris(made: str, tmp_path: Path) -> None:
+    mine = tmp_path / ".a.tar.zst.fastpack-partial-notes"
+    mine.write_text("mine")
+    debris = tmp_path / ".a.tar.zst.fastpack-partial-0123abcd"
+    debris.write_text("debris")
+    fastpack.pack(prefix=made, output=str(tmp_path / "a.tar.zst"))
+    assert mine.exists() and not debris.exists()
+
+
+def test_an_overlay_that_was_killed_is_removed_by_the_next_one(env: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+from fastpack import relocating
+relocating.write_state = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+import fastpack
+fastpack.relocate(sys.argv[1], overlay=sys.argv[2], dest_prefix="/opt/x")
+"""
+    overlay = tmp_path / "overlay"
+    done = subprocess.run([sys.executable, "-c", code, str(env), str(overlay)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert any(path.name.startswith("overlay.partial-") for path in tmp_path.iterdir())
+    fastpack.relocate(str(env), overlay=str(overlay), dest_prefix="/opt/x")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("overlay")] == ["overlay"]
+    assert not (overlay / ".fastpack/incomplete").exists()
+    assert (overlay / ".fastpack").stat().st_mode == (env / ".fastpack").stat().st_mode
+
+
+@need("tar", "zstd")
+@pytest.mark.parametrize("how", ["relocate", "conda-unpack"])
+def test_two_relocations_at_once_follow_one_another(env: Path, three: list[str], tmp_path: Path, how: str) -> None:
+    """Each put its prefix into half of the files, and both said that all was well."""
+    shared = tmp_path / "shared"
+    extract(three[2], str(shared))
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to("shared")
+    assert conda_unpack(str(shared)).returncode == 0
+    for _ in range(6):
+        processes = []
+        for name in ("one", "two"):
+            place = str(tmp_path / name)
+            command = [sys.executable, "-m", "fastpack.cli", "relocate", place]
+            if how == "conda-unpack":
+                command = [sys.executable, f"{place}/bin/conda-unpack", place]
+            processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        for process in processes:
+            assert process.wait(60) == 0
+        state = json.loads((shared / ".fastpack/state.json").read_text())
+        assert state["complete"] and not fastpack.verify(state["prefix"]).problems

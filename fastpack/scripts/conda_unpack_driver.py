@@ -28,6 +28,7 @@ def _main(arguments: list[str]) -> int:
     quiet = "--quiet" in options or "-q" in options
     started = time.monotonic()
     try:
+        lock_tree(prefix)  # till this process ends
         with open(os.path.join(prefix, RELOCATIONS), "rb") as file:
             files, directories, strict = read_table(file.read())
         state = read_state(prefix)
