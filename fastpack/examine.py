@@ -25,6 +25,7 @@ from fastpack.reading import buffered, from_memory, open_folder, open_source, re
 from fastpack.record_forms import pip_record_form, record_form
 from fastpack.relocation import (
     AS_IT_IS,
+    NEEDS_UNPACK,
     WINDOW,
     ArchiveForm,
     Edit,
@@ -171,9 +172,26 @@ def _as_recorded(env: Environment, file: DiskFile, pread: PRead, found: Examined
             if form.n_bytes(file.n_bytes) != recorded.n_bytes:
                 continue
             if sha256_of(pread, file.n_bytes, edits) == recorded.sha256:
-                finished = _finish(file, form, pread, found.verdict, recorded.placeholder, found.not_relocated)
+                verdict, why = _as_installed(env, file, form, pread) or (found.verdict, found.not_relocated)
+                finished = _finish(file, form, pread, verdict, recorded.placeholder, why)
                 return finished._replace(pyc_header=found.pyc_header)
     return found
+
+
+def _as_installed(env: Environment, file: DiskFile, form: ArchiveForm, pread: PRead) -> tuple[Verdict, str] | None:
+    """The verdict, and what stays as it is, of a managed file whose archive form was recorded, if that proves it too:
+    what the search says of a form at this prefix need not be what it said of the first one."""
+    claim = env.entries.get(file.path)
+    if claim is None or claim[1].sha256 is None:
+        return None
+    edits, why = form.edits, ""
+    first = form.relocations[0]
+    if first.kind == "shebang":
+        true, archived = map(os.fsencode, first.value[:2])
+        length = edits[0].length if edits else first.slot
+        edits = (Edit(0, length, true), *edits[1:])
+        why = NEEDS_UNPACK if true == archived and file.mode & 0o111 else ""
+    return (Verdict.PROVEN, why) if sha256_of(pread, file.n_bytes, edits) == claim[1].sha256 else None
 
 
 def _patched(entry: PathEntry) -> bool:
@@ -442,7 +460,7 @@ def _managed_with_placeholder(
             body = normal[len(header.true) :]
             archive_header = relocatable_header(header.true, placeholder, file.path, body)
             if archive_header is None:
-                why = "its first line needs bin/conda-unpack before it starts"
+                why = NEEDS_UNPACK
         form = with_header(form, header, archive_header or header.true)
     return _finish(file, form, pread, verdict, placeholder, why), proven
 

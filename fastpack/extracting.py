@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -166,8 +166,10 @@ class Extractor:
         for part in parts:
             if rows.paths[part.member] not in self._reader.there:
                 self._write_part(rows[part.member], part, content.of(part.member))
-        in_parts = {part.member for part in parts}
-        whole = [member - first for member in files if member not in in_parts]
+        others = {part.member for part in parts}
+        if self._reader.left_out:
+            others.update(member for member in files if rows.paths[member] in self._reader.left_out)
+        whole = [member - first for member in files if member not in others]
         return _Written(index, self._write_whole(content, whole), n_files, found, n_bytes)
 
     def _write_whole(self, content: Content, chosen: Sequence[int]) -> dict[str, Stated]:
@@ -363,9 +365,16 @@ def make_directories(root: str, paths: Iterable[str], threads: int) -> None:
         os.close(folder)
 
 
-def make_links(root: str, members: Rows) -> None:
-    """Hard links, then symbolic ones, last of all: nothing is ever written through a link of the archive."""
+def make_links(root: str, members: Rows, left_out: Container[str] = ()) -> None:
+    """Hard links, then symbolic ones, last of all: nothing is ever written through a link of the archive.
+
+    Parameters
+    ----------
+    left_out : files that are not there, and have no further names either.
+    """
     for member in members.of_kind(Kind.HARDLINK):
+        if member.target in left_out:
+            continue
         os.link(os.path.join(root, member.target), os.path.join(root, member.path), follow_symlinks=False)
     for member in members.of_kind(Kind.LINK):
         path = os.path.join(root, member.path)

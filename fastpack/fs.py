@@ -126,6 +126,11 @@ def resolve(path: str, target: str, links: Mapping[str, str]) -> str | None:
     return "/".join(place)
 
 
+def is_compiled(path: str) -> bool:
+    """Whether a file is what Python keeps of a source it has compiled, and makes anew where it is gone or stale."""
+    return path.endswith(".pyc") and os.path.basename(os.path.dirname(path)) == "__pycache__"
+
+
 def parents(path: str) -> Iterator[str]:
     """The directories above a relative path, the nearest first."""
     parent = os.path.dirname(path)

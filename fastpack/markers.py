@@ -186,6 +186,6 @@ def _is_ours(file: DiskFile, known: dict[str, _Known]) -> bool:
     """Whether a file is one that was unpacked, as it was unpacked, or what Python compiled of one."""
     if file.path.startswith(INCOMPLETE + "-"):  # a marker that was killed before it had its name
         return True
-    if file.path in known:
-        return known[file.path].is_like(file)
-    return file.path.endswith(".pyc") and os.path.basename(os.path.dirname(file.path)) == "__pycache__"
+    if file.path in known and known[file.path].is_like(file):
+        return True
+    return fs.is_compiled(file.path)

@@ -103,8 +103,9 @@ def _decide_pyc(
             return PycAction.AS_IT_IS, _WITHOUT_SOURCE
         return PycAction.DROP, "dropped: no source"
     if found.form.edits or found.form.relocations:
-        if managed:
+        if managed and examined.verdict is not Verdict.RECOMPILED:
             return PycAction.AS_IT_IS, "kept stale: source names the prefix"
+        # Of no use at any other prefix, and it names this one.
         return PycAction.DROP, "dropped: source names the prefix"
     header = examined.pyc_header
     if not header:

@@ -73,6 +73,8 @@ class FrameReader:
         #: Paths of files that are where they belong, and of those that share their bytes with another environment.
         self.there: set[str] = set()
         self.shared: set[str] = set()
+        #: Paths of files that there are no bytes of any more, and that Python makes anew.
+        self.left_out: set[str] = set()
         #: Set by whoever wants no more files.
         self.stopping = False
 
@@ -150,6 +152,14 @@ class FrameReader:
         ------
         DamagedArchive : it is not what the manifest says; nothing of it was used.
         """
+        content, is_right = self._content(index)
+        if not is_right:
+            path = self.rows.paths[content.first] if content.starts else None
+            raise DamagedArchive(f"frame {index} does not have the digest the manifest states", path=path)
+        return content
+
+    def _content(self, index: int) -> tuple[Content, bool]:
+        """What a frame holds, and whether it is what the manifest says; DamagedArchive where that cannot be told."""
         first, last = self.layout.members(index)
         plain = self._plain(index)
         headers = self._headers(index)
@@ -172,10 +182,8 @@ class FrameReader:
         hashed = itertools.chain.from_iterable(
             (headers[start:stop], found) for (start, stop), found in zip(itertools.pairwise(ends), slices, strict=True)
         )
-        if odd >= 0 or digest.frame_digest(hashed) != self._manifest.frames[index].digest:
-            path = self.rows.paths[first] if first < last else None
-            raise DamagedArchive(f"frame {index} does not have the digest the manifest states", path=path)
-        return Content(plain, first, starts, lengths, slices)
+        is_right = odd < 0 and digest.frame_digest(hashed) == self._manifest.frames[index].digest
+        return Content(plain, first, starts, lengths, slices), is_right
 
     def _plain(self, index: int) -> memoryview:
         """A frame's bytes, whatever they are."""

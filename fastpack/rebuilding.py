@@ -22,6 +22,7 @@ from fastpack._place_py import RelocatedFile, Stated, unplace, with_pad
 from fastpack.codec import Codec, by_name
 from fastpack.deltafile import read_table, read_tail
 from fastpack.errors import DamagedArchive, FastpackError, IncompleteEnvironment, Unreadable, UsageError, WrongBase
+from fastpack.fs import is_compiled
 from fastpack.installed import Installed, read_installed
 from fastpack.layout import Segment
 from fastpack.manifest import Manifest, files_and_links_beside
@@ -282,17 +283,29 @@ class _Rebuilder(FrameReader):
             raise _changed(self._root, member)
 
     def read(self, index: int) -> Content:
-        try:
+        if index in self._offsets:
             return super().read(index)
-        except DamagedArchive:
-            if index in self._offsets:
-                raise
-        # Which of its files it is: the first that does not have its own digest.
+        content, is_right = self._content(index)
+        if is_right:
+            return content
+        # Which of its files it is: those that do not have their own digests.
+        compiled: set[int] = set()
         for segment in self.layout[index]:
             member = self._manifest.members[segment.member]
-            if member.kind is Kind.FILE and self._is_changed(member):
+            if member.kind is not Kind.FILE:
+                continue
+            if is_compiled(member.path) and segment.stop - segment.start == member.n_bytes:
+                if digest.file_digest(content.slices[segment.member - content.first]) != member.digest:
+                    compiled.add(segment.member)
+            elif self._is_changed(member):
                 raise _changed(self._root, member)
-        raise WrongBase(f"the base does not have what frame {index} holds", path=self._root, hint=_HINT)
+        if not compiled:
+            raise WrongBase(f"the base does not have what frame {index} holds", path=self._root, hint=_HINT)
+        # Python has made them anew, or they were removed: so it does in the new environment.
+        self.left_out.update(self.rows.paths[member] for member in compiled)
+        if index in self._read:
+            self._read[index] = self._read[index].but(compiled)
+        return content
 
     def _is_changed(self, member: Member, folder: int | None = None) -> bool:
         """Whether a file does not have its own digest: of the base, or of another directory that has it as it is."""
@@ -327,7 +340,11 @@ class _Rebuilder(FrameReader):
             else:
                 as_archived.append((member, segment))
         for member, segment in self._read_many(index, as_archived, plain):
-            self._fill(member, segment.start, segment.of(plain))
+            try:
+                self._fill(member, segment.start, segment.of(plain))
+            except WrongBase:
+                if not is_compiled(member.path):
+                    raise
         return plain
 
     def _read_many(

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -38,12 +38,12 @@ from fastpack.errors import AlreadyExists, Unreadable, UsageError
 from fastpack.examine import examine
 from fastpack.fs import explain_os_error, remove_tree
 from fastpack.installed import read_installed
-from fastpack.listing import Files
+from fastpack.listing import Files, list_tree
 from fastpack.markers import make_marker, remove_partials
 from fastpack.model import DiskFile, Kind, Progress, RelocateReport, Warned, silent
 from fastpack.parallel import default_threads
 from fastpack.reading import open_source
-from fastpack.relocation import KERNELS, read_range
+from fastpack.relocation import KERNELS, Prefixes, link_targets, read_range
 from fastpack.targets import check_target
 from fastpack.unpacking import unsigned_warnings
 
@@ -91,6 +91,26 @@ def relocate(
     asked = _Asked(root, target, pad, strict, ignore_requirements, dest_prefix is not None)
     with _alone_in(root):
         return _relocate(asked, n_threads if n_threads > 0 else default_threads(), progress, started)
+
+
+def _relink(root: str, earlier: Sequence[str], known: Set[str]) -> int:
+    """Let links that came after unpacking and name a path below an earlier prefix lead there relatively (row 14).
+
+    Returns
+    -------
+    How many there were.
+    """
+    if not earlier:
+        return 0
+    links = {path: target for path, target in list_tree(root).targets.items() if path not in known}
+    targets, _ = link_targets(links, Prefixes(map(os.fsencode, earlier)))
+    changed = {path: target for path, target in targets.items() if target != links[path]}
+    for path, target in changed.items():
+        full = os.path.join(root, path)
+        new = os.path.join(os.path.dirname(full), f".fastpack-new-{secrets.token_hex(4)}")
+        os.symlink(target, new)
+        os.replace(new, full)
+    return len(changed)
 
 
 class _Asked(NamedTuple):
@@ -165,6 +185,7 @@ def _relocate(asked: _Asked, threads: int, progress: Progress, started: float) -
         begun = begin_state(root, state, target, pad)
         result = relocate_tree(root, target, files, begun, KERNELS, one)
         warnings += unsigned_warnings(result.unsigned)
+        relinked = _relink(root, begun["earlier"], set(manifest.members.paths))
         write_state(root, archive_id, begun, result.signed, result.unsigned)
         set_directories(root, table.directories)
     except OSError as error:
@@ -173,7 +194,7 @@ def _relocate(asked: _Asked, threads: int, progress: Progress, started: float) -
         root=root,
         prefix=target,
         previous=previous,
-        n_written=len(result.written),
+        n_written=len(result.written) + relinked,
         n_unchanged=len(result.unchanged),
         n_added=n_added,
         left=tuple(result.left),

@@ -508,6 +508,10 @@ def relocatable_header(true: bytes, placeholder: bytes, path: str, body: bytes) 
     return None if options else b"#!/usr/bin/env " + name
 
 
+#: What is said of a script that has no such form.
+NEEDS_UNPACK = "its first line needs bin/conda-unpack before it starts"
+
+
 def has_docstring(true: bytes, body: bytes) -> bool:
     """Whether two lines in place of a Python script's first one would take its docstring's place, or break it: they
     would also move its coding cookie to a line where Python does not look for it."""

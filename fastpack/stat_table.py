@@ -259,8 +259,9 @@ def remember_frames(root: str, destination: str, archive_id: str, frames: Sequen
     try:
         stats = ordered_map(lambda frame: batch.stat_files(folder, list(frame.paths)), frames, threads)
         for frame, rows in zip(frames, stats, strict=True):
-            if 0 in rows[_MODE :: len(LISTED)]:
-                return
+            if 0 in rows[_MODE :: len(LISTED)]:  # a file that was left out: nothing is known of the frame
+                seen.append(bytes(_KEY))
+                continue
             times = rows[_CTIME :: len(LISTED)]
             newest = max(newest, max(times, default=0))
             fraction = fraction or any(ctime % 1_000_000_000 for ctime in times)

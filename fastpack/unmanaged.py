@@ -15,6 +15,7 @@ from fastpack.reading import as_file
 from fastpack.record_forms import direct_url_form, history_form
 from fastpack.relocation import (
     AS_IT_IS,
+    NEEDS_UNPACK,
     WINDOW,
     ArchiveForm,
     Edit,
@@ -109,7 +110,7 @@ def _text_form(
         body = apply_edits(head, inside)[header.length :]
         archive_header = relocatable_header(header.true, PLACEHOLDER, path, body)
         if archive_header is None:
-            why = "its first line needs bin/conda-unpack before it starts"
+            why = NEEDS_UNPACK
         kept = archive_header is not None and has_docstring(header.true, body)
         form = with_header(form, header, archive_header or header.true, kept)
     return Found(form, why=why)

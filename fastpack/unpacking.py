@@ -325,7 +325,10 @@ def _from_file(job: _Job, reader: FrameReader, manifest: Manifest, archive_id: s
             else:
                 unsigned = _move_to(job, root, archive_id, relocated)
             warnings += unsigned_warnings(unsigned)
-            make_links(root, members)
+            make_links(root, members, reader.left_out)
+            if reader.left_out:
+                why = "the base has them no more as they were unpacked: Python makes them anew"
+                warnings.append(Warned("left-out-pyc", None, f"{len(reader.left_out)} .pyc files are left out: {why}"))
             finish_directories(root, members)
             if at_once:
                 frames = [reader.place_of(index) for index in range(len(manifest.frames))]

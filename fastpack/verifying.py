@@ -31,7 +31,7 @@ from fastpack.errors import (
     Unreadable,
 )
 from fastpack.frames import trailer
-from fastpack.fs import leads_out
+from fastpack.fs import is_compiled, leads_out
 from fastpack.installed import read_installed, same_place
 from fastpack.listing import walk
 from fastpack.manifest import MANIFEST, Manifest
@@ -323,12 +323,15 @@ def _verify_prefix(root: str, threads: int, progress: Progress) -> VerifyReport:
         return "intact" if _file_digest(os.path.join(root, member.path)) == original.digest else "changed"
 
     chosen = [member for member in manifest.members if member.path not in (RELOCATIONS, STATE)]
+    caches = {os.path.dirname(member.path) for member in chosen if is_compiled(member.path)}
     for member, how in zip(chosen, ordered_map(condition, chosen, threads), strict=True):
         found = how
         done += member.n_bytes
         progress("verify", done, total, str(manifest.groups[member.group]))
-        if found in ("changed", "missing") and member.path.endswith(".pyc") and "__pycache__/" in member.path:
+        if found in ("changed", "missing") and is_compiled(member.path):
             found = "recompiled"  # Python's own business
+        if found == "missing" and member.path in caches:
+            continue  # and so is where it keeps that
         if member.kind is Kind.DIRECTORY and found == "intact":
             continue
         groups.setdefault(member.group, Counter())[found] += 1
@@ -340,7 +343,7 @@ def _verify_prefix(root: str, threads: int, progress: Progress) -> VerifyReport:
         for path, found in on_disk.items()
         if path not in known and path not in own and found.kind is not Kind.DIRECTORY
     )
-    cached = {path for path in extra if path.endswith(".pyc") and "__pycache__/" in path}
+    cached = set(filter(is_compiled, extra))
     compiled = len(cached)
     if compiled:
         warnings.append(Warned("compiled", None, f"{compiled} .pyc files that Python has written since"))

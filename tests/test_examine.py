@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fastpack
 from fastpack._place_py import OPTIONAL, Relocation
 from fastpack.environment import Environment
 from fastpack.errors import ChangedWhileRead
@@ -201,6 +202,29 @@ def test_row_13_unmanaged_pycs(made: str) -> None:
     assert result.pyc[pycs["valid"]] == PycAction.FOLLOW
     assert result.pyc[pycs["stale"]] == result.pyc[pycs["names"]] == result.pyc[pycs["gone"]] == PycAction.DROP
     assert result.pyc[pycs["hashed"]] == PycAction.AS_IT_IS == result.pyc["lib/legacy.pyc"]
+
+
+def test_row_13_a_managed_pyc_that_was_compiled_anew_from_a_rewritten_source_is_dropped(tmp_path: Path) -> None:
+    """It is stale at every other prefix, and names this one."""
+    prefix = str(tmp_path / "env")
+    pyc = "lib/__pycache__/m.cpython-311.pyc"
+    files = {
+        "lib/m.py": MadeFile(b"x = '" + P + b"'\n", file_mode="text"),
+        pyc: MadeFile(b"\xa7\r\r\n" + bytes(12) + b"the package's own"),
+    }
+    install([MadePackage("m", files=files)], prefix)
+    out, target = str(tmp_path / "a.tar.zst"), tmp_path / "target"
+    fastpack.pack(prefix=prefix, output=out)
+    fastpack.unpack(out, str(target))
+    assert (target / pyc).read_bytes().endswith(b"the package's own"), "as a fresh installation has it"
+    os.unlink(os.path.join(prefix, pyc))
+    py_compile.compile(f"{prefix}/lib/m.py", cfile=f"{prefix}/{pyc}", doraise=True)
+    report = fastpack.pack(prefix=prefix, output=out, force=True)
+    assert not report.warnings and report.left_out["stale .pyc"] == 1
+    fastpack.unpack(out, str(tmp_path / "other"))
+    assert not (tmp_path / "other" / pyc).exists() and not fastpack.verify(str(tmp_path / "other")).problems
+    again = fastpack.pack(prefix=str(tmp_path / "other"), output=str(tmp_path / "b.tar.zst"))
+    assert not again.warnings and (tmp_path / "b.tar.zst").read_bytes() == Path(out).read_bytes()
 
 
 def test_row_13_a_proven_pyc_keeps_its_sources_time(tmp_path: Path) -> None:

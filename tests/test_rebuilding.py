@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import py_compile
 import shutil
 import subprocess
 import tempfile
@@ -842,3 +843,76 @@ def test_reflinks(shipped: Shipped, tmp_path: Path, make: str) -> None:
         assert not (mounted / "x").exists()
     finally:
         subprocess.run(["umount", mounted], check=True)
+
+
+# --- what Python compiles anew ---------------------------------------------------------------------------------------
+
+
+def _recompiled(cache: Path) -> None:
+    for path in cache.glob("*.pyc"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?!")
+
+
+def _same_size(cache: Path) -> None:
+    for path in cache.glob("*.pyc"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def _one_removed(cache: Path) -> None:
+    next(cache.glob("*.pyc")).unlink()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("change", [_recompiled, _same_size, _one_removed, shutil.rmtree])
+def test_what_python_compiled_anew_is_no_reason_to_refuse(
+    made: str, tmp_path: Path, change: Callable[[Path], None], in_place: bool
+) -> None:
+    """A .pyc whose source names the prefix is stale everywhere: the first import writes it again."""
+    names = ("one", "two", "three")
+    dist(made, "steady", {f"{name}.py": f"x = {name!r}\n".encode() * 10 for name in names})
+    for name in names:
+        py_compile.compile(os.path.join(made, SITE, f"{name}.py"), dfile=f"{name}.py", doraise=True)
+    old, new, delta = (str(tmp_path / name) for name in ("old.tar.zst", "new.tar.zst", "d.fpdelta"))
+    fastpack.pack(prefix=made, output=old)
+    write(made, "share/more", "more")
+    fastpack.pack(prefix=made, output=new)
+    fastpack.make_delta(old, new, delta)
+    base = str(tmp_path / "base")
+    fastpack.unpack(old, base)
+    cache = Path(base, SITE, "__pycache__")
+    n_pycs = len(list(cache.iterdir()))
+    change(cache)
+    assert not fastpack.verify(base).problems
+    target = base if in_place else str(tmp_path / "target")
+    report = fastpack.unpack(delta, target, base=base, in_place=in_place)
+    left = 1 if change is _one_removed else n_pycs
+    assert [warning.message[:2] for warning in report.warnings if warning.code == "left-out-pyc"] == [f"{left} "]
+    assert len(list(Path(target, SITE, "__pycache__").iterdir())) == n_pycs - left
+    assert not fastpack.verify(target).problems and Path(target, "share/more").exists()
+    # And the next delta.
+    write(made, "share/more", "and more")
+    newer, further = str(tmp_path / "newer.tar.zst"), str(tmp_path / "e.fpdelta")
+    fastpack.pack(prefix=made, output=newer)
+    fastpack.make_delta(new, newer, further)
+    fastpack.unpack(further, str(tmp_path / "again"), base=target)
+    assert Path(tmp_path, "again/share/more").read_text() == "and more"
+    assert not fastpack.verify(str(tmp_path / "again")).problems
+
+
+def test_another_file_among_those_is_one(made: str, tmp_path: Path) -> None:
+    """Only what lies in __pycache__ is Python's own."""
+    dist(made, "steady", {"alone.py": b"x = 1\n"})
+    py_compile.compile(
+        os.path.join(made, SITE, "alone.py"), cfile=os.path.join(made, SITE, "legacy.pyc"), dfile="alone.py"
+    )
+    old, new, delta = (str(tmp_path / name) for name in ("old.tar.zst", "new.tar.zst", "d.fpdelta"))
+    fastpack.pack(prefix=made, output=old)
+    write(made, "share/more", "more")
+    fastpack.pack(prefix=made, output=new)
+    fastpack.make_delta(old, new, delta)
+    base = str(tmp_path / "base")
+    fastpack.unpack(old, base)
+    _recompiled(Path(base, SITE))
+    with pytest.raises(errors.WrongBase, match="changed"):
+        fastpack.unpack(delta, str(tmp_path / "target"), base=base)

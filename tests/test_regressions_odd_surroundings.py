@@ -546,3 +546,19 @@ def test_row_12_blanks_before_an_interpreter(short: Path, name: str, interpreter
     assert fastpack.pack(prefix=made, output=out).verdicts["proven with a prefix"] == 1
     fastpack.unpack(out, target)
     assert Path(target, "bin/tool").read_bytes() == data.replace(BUILD_PLACEHOLDER.encode(), target.encode())
+
+
+@pytest.mark.parametrize("line", ["/bin/perl -w", "/bin/bash -e", "/bin/python -u", "/libexec/tool", "/bin/perl"])
+@pytest.mark.parametrize("name", ["with a space", "n" * 140, "n"])
+def test_what_was_unpacked_anywhere_is_packed_again_with_the_same_verdicts(short: Path, line: str, name: str) -> None:
+    """A first line that was rewritten there was not proven any more, and was said to name an unknown prefix."""
+    made, target = f"{short}/made", f"{short}/{name}"
+    data = f"#!{BUILD_PLACEHOLDER}{line}\nprint('{BUILD_PLACEHOLDER}')\n".encode()
+    install([MadePackage("am", files={"bin/tool": MadeFile(data, 0o755, file_mode="text")})], made)
+    out, again = f"{short}/a.tar.zst", f"{short}/b.tar.zst"
+    first = fastpack.pack(prefix=made, output=out)
+    assert first.verdicts["proven with a prefix"] == 1
+    fastpack.unpack(out, target)
+    second = fastpack.pack(prefix=target, output=again)
+    assert Path(out).read_bytes() == Path(again).read_bytes()
+    assert (second.verdicts, second.not_relocated) == (first.verdicts, first.not_relocated)

@@ -168,3 +168,26 @@ def test_what_cannot_be_written_is_found_before_new_files_are_touched(unpacked: 
         done = subprocess.run([*command, code, place], capture_output=True, text=True, cwd="/")
         assert "nothing was changed" in done.stderr, done.stderr
         assert without_state(snapshot(place)) == without_state(before)
+
+
+def test_row_14_links_that_came_after_unpacking_follow(unpacked: str, tmp_path: Path) -> None:
+    """They led to where the environment had been, without a word."""
+    write(unpacked, "share/new/file", "new")
+    os.symlink(f"{unpacked}/bin/app", f"{unpacked}/bin/absolute")
+    os.symlink(f"{unpacked}/share/new/file", f"{unpacked}/share/new/beside")
+    os.symlink("app", f"{unpacked}/bin/relative")
+    os.symlink("/usr/bin/env", f"{unpacked}/bin/outside")
+    os.symlink(f"{unpacked}2/bin/app", f"{unpacked}/bin/other")
+    moved = str(tmp_path / "moved")
+    os.rename(unpacked, moved)
+    fastpack.relocate(moved)
+    found = {name: os.readlink(f"{moved}/bin/{name}") for name in ("absolute", "relative", "outside", "other")}
+    assert found == {
+        "absolute": "app", "relative": "app", "outside": "/usr/bin/env", "other": f"{unpacked}2/bin/app",
+    }  # fmt: skip
+    assert Path(moved, "share/new/beside").read_text() == "new"
+    assert os.readlink(f"{moved}/share/new/beside") == "file"
+    again = str(tmp_path / "again")
+    os.rename(moved, again)
+    fastpack.relocate(again)
+    assert os.readlink(f"{again}/bin/absolute") == "app" and not [n for n in os.listdir(f"{again}/bin") if "new-" in n]
