@@ -193,6 +193,8 @@ def test_the_api_returns_paths(env: str, tmp_path: Path, monkeypatch: pytest.Mon
     app = next(file for file in found.files if file.target == "bin/app")
     assert app.is_conda and app.file_mode == "text" and app.source == f"{env}/bin/app" and app.prefix_placeholder
     assert not next(file for file in found if file.target == "share/own.txt").is_conda
+    record = next(file for file in found if file.target.startswith("conda-meta/app-"))
+    assert record.is_conda and record.file_mode is None
     some = found.exclude("*.pyx").include("share/keep*")
     assert len(found) - len(some) == 1
     assert some.pack() == "my_env.tar.gz" and some.pack(format="zip") == "my_env.zip"

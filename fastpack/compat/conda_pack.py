@@ -127,10 +127,18 @@ class CondaEnv:
         """What would be packed, sorted by target, without what fastpack adds."""
         environment = self._environment
         excluded = environment.excluded()
+        entries = {path: entry for path, (_, entry) in environment.entries.items()}
+        managed = entries.keys() | {record.path for record in environment.records}
+
+        def file_mode(path: str) -> str | None:
+            entry = entries.get(path)
+            if entry is None:
+                return None if path in managed else "unknown"
+            return "unknown" if "entry_point" in entry.path_type else entry.file_mode
+
         return [
-            File(os.path.join(environment.prefix, path), path, path in environment.entries,
-                 environment.entries[path][1].file_mode if path in environment.entries else "unknown",
-                 environment.entries[path][1].placeholder if path in environment.entries else None)
+            File(os.path.join(environment.prefix, path), path, path in managed, file_mode(path),
+                 entries[path].placeholder if path in entries else None)
             for path, file in sorted(environment.files.items())
             if path not in excluded and file.kind is not Kind.DIRECTORY
         ]  # fmt: skip
