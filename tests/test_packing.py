@@ -355,7 +355,7 @@ def test_the_default_output_is_named_after_the_real_prefix(
 def test_debris_of_killed_runs_is_removed_and_living_ones_are_let_be(made: str, tmp_path: Path) -> None:
     import fcntl
 
-    dead, alive = tmp_path / ".a.tar.zst.fastpack-partial-dead", tmp_path / ".a.tar.zst.fastpack-partial-alive"
+    dead, alive = tmp_path / ".a.tar.zst.fastpack-partial-dead0123", tmp_path / ".a.tar.zst.fastpack-partial-a11fe000"
     dead.write_text("x")
     with open(alive, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
