@@ -25,6 +25,7 @@ from fastpack.markers import (
     make_marker,
     partial,
     remove_environment,
+    remove_if_debris,
     remove_marked,
     stem,
     unlocked_marker,
@@ -338,10 +339,7 @@ def _remove_debris(path: str) -> None:
         *glob.glob(f"{glob.escape(stem(path))}.partial-{RANDOM}"),
         *glob.glob(os.path.join(glob.escape(path), f".fastpack-partial-{RANDOM}")),
     ]:
-        marker = unlocked_marker(root)
-        if marker is not None and marker.get("made") == "whole":
-            _remove_quietly(root)
-        elif not os.path.lexists(os.path.join(root, INCOMPLETE)):
+        if not remove_if_debris(root) and not os.path.lexists(os.path.join(root, INCOMPLETE)):
             _remove_unmarked(root, path)
     if not os.path.lexists(os.path.join(path, INCOMPLETE)):
         _remove_markers_to_be(path)
@@ -390,14 +388,6 @@ def _remove_markers_to_be(root: str) -> None:
             pass
     try:
         os.rmdir(own)
-    except OSError:
-        pass
-
-
-def _remove_quietly(root: str) -> None:
-    """Remove marked debris; another user's is let be."""
-    try:
-        remove_marked(root)
     except OSError:
         pass
 

@@ -317,7 +317,9 @@ def _previously_left_out(prefix: str) -> dict[str, str]:
     """Paths that the archive this environment came from was made without (they are not missing)."""
     paths: dict[str, str] = {}
     try:
-        for line in read_regular(os.path.join(prefix, ".fastpack", "manifest")).split(b"\n"):
+        data = read_regular(os.path.join(prefix, ".fastpack", "manifest"))
+        start = data.find(b'\n{"left_out"')  # they stand at its end
+        for line in data[start:].splitlines() if start >= 0 else ():
             if line.startswith(b'{"left_out"'):
                 row = json.loads(line)
                 paths[str(row["left_out"])] = str(row["why"])

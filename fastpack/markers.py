@@ -118,14 +118,21 @@ def remove_marked(root: str) -> None:
 
 
 def remove_partials(path: str) -> None:
-    """Remove what killed runs left beside a destination, where it is marked; another user's is let be."""
+    """Remove what killed runs left beside a destination, where it is marked."""
     for root in glob.glob(f"{glob.escape(stem(path))}.partial-{RANDOM}"):
-        marker = unlocked_marker(root)
-        if marker is not None and marker.get("made") == "whole":
-            try:
-                remove_marked(root)
-            except OSError:  # another user's, or another process is removing it
-                pass
+        remove_if_debris(root)
+
+
+def remove_if_debris(root: str) -> bool:
+    """Remove a directory that a killed run marked, and whether it is one; another user's is let be."""
+    marker = unlocked_marker(root)
+    if marker is None or marker.get("made") != "whole":
+        return False
+    try:
+        remove_marked(root)
+    except OSError:  # another user's, or another process is removing it
+        pass
+    return True
 
 
 def files_not_ours(root: str, changed: bool = False) -> list[str]:

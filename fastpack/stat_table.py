@@ -141,10 +141,9 @@ class StatTable:
         changed : when each was changed, in nanoseconds: the later one of mtime and ctime.
         """
         columns: list[Any] = [paths, keys, mtimes, naming, slices]
-        rows = list(_pieces(stated, _STATED))
-        elsewhere = any(row[_DEVICE:] != self._device for row in rows)
+        elsewhere = set(array("q", stated)[STATED.index("device") :: len(STATED)]) - set(array("q", self._device))
         if elsewhere or None in keys or max(changed, default=0) >= self._settled_before:
-            before, device = self._settled_before, self._device
+            before, device, rows = self._settled_before, self._device, list(_pieces(stated, _STATED))
             kept = [
                 key is not None and time < before and row[_DEVICE:] == device
                 for key, time, row in zip(keys, changed, rows, strict=True)

@@ -848,6 +848,17 @@ def test_reflinks(shipped: Shipped, tmp_path: Path, make: str) -> None:
 # --- what Python compiles anew ---------------------------------------------------------------------------------------
 
 
+def _with_more(made: str, tmp_path: Path) -> Shipped:
+    """An environment, and the same with one file more."""
+    old, new, delta, base = (str(tmp_path / name) for name in ("old.tar.zst", "new.tar.zst", "d.fpdelta", "base"))
+    fastpack.pack(prefix=made, output=old)
+    write(made, "share/more", "more")
+    fastpack.pack(prefix=made, output=new)
+    fastpack.make_delta(old, new, delta)
+    fastpack.unpack(old, base)
+    return Shipped(old, new, delta, base)
+
+
 def _recompiled(cache: Path) -> None:
     for path in cache.glob("*.pyc"):
         path.write_bytes(path.read_bytes()[:-1] + b"?!")
@@ -873,13 +884,7 @@ def test_what_python_compiled_anew_is_no_reason_to_refuse(
     dist(made, "steady", {f"{name}.py": f"x = {name!r}\n".encode() * 10 for name in names})
     for name in names:
         py_compile.compile(os.path.join(made, SITE, f"{name}.py"), dfile=f"{name}.py", doraise=True)
-    old, new, delta = (str(tmp_path / name) for name in ("old.tar.zst", "new.tar.zst", "d.fpdelta"))
-    fastpack.pack(prefix=made, output=old)
-    write(made, "share/more", "more")
-    fastpack.pack(prefix=made, output=new)
-    fastpack.make_delta(old, new, delta)
-    base = str(tmp_path / "base")
-    fastpack.unpack(old, base)
+    _, new, delta, base = _with_more(made, tmp_path)
     cache = Path(base, SITE, "__pycache__")
     n_pycs = len(list(cache.iterdir()))
     change(cache)
@@ -906,13 +911,7 @@ def test_another_file_among_those_is_one(made: str, tmp_path: Path) -> None:
     py_compile.compile(
         os.path.join(made, SITE, "alone.py"), cfile=os.path.join(made, SITE, "legacy.pyc"), dfile="alone.py"
     )
-    old, new, delta = (str(tmp_path / name) for name in ("old.tar.zst", "new.tar.zst", "d.fpdelta"))
-    fastpack.pack(prefix=made, output=old)
-    write(made, "share/more", "more")
-    fastpack.pack(prefix=made, output=new)
-    fastpack.make_delta(old, new, delta)
-    base = str(tmp_path / "base")
-    fastpack.unpack(old, base)
-    _recompiled(Path(base, SITE))
+    shipped = _with_more(made, tmp_path)
+    _recompiled(Path(shipped.base, SITE))
     with pytest.raises(errors.WrongBase, match="changed"):
-        fastpack.unpack(delta, str(tmp_path / "target"), base=base)
+        fastpack.unpack(shipped.delta, str(tmp_path / "target"), base=shipped.base)
